@@ -1,0 +1,161 @@
+"""The frozen values that flow through a tick: samples, the snapshot they make, and the settings wanted in return.
+
+Names are those of the kernel's interface files with `.` written `_`. Absence is `None`, never 0; a limit
+that is not there is `MAX`, never a number.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar, NewType
+
+import msgspec
+
+CgroupId = NewType("CgroupId", int)
+"""A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
+
+
+class Max(enum.Enum):
+    """The kernel's word for "no limit"."""
+
+    MAX = "max"
+
+
+MAX = Max.MAX
+
+
+class Tier(enum.StrEnum):
+    LS = "ls"
+    BE = "be"
+
+
+class CpuStat(msgspec.Struct, frozen=True, gc=False):
+    """cpu.stat. The bandwidth fields exist only where the cpu controller is on; nr_bursts came in 5.14."""
+
+    usage_usec: int
+    user_usec: int
+    system_usec: int
+    nr_periods: int | None = None
+    nr_throttled: int | None = None
+    throttled_usec: int | None = None
+    nr_bursts: int | None = None
+    burst_usec: int | None = None
+
+
+class Stall(msgspec.Struct, frozen=True, gc=False):
+    """One line of a pressure file: averages in per cent, `total` in microseconds."""
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total: int
+
+
+class Pressure(msgspec.Struct, frozen=True, gc=False):
+    """cpu.pressure, memory.pressure, io.pressure. `full` is undefined for the host's cpu file before 5.13."""
+
+    some: Stall
+    full: Stall | None = None
+
+
+class CgroupSample(msgspec.Struct, frozen=True, gc=False):
+    """What one cgroup's files held when the tick read them; a field is None where the file could not say."""
+
+    id: CgroupId
+    path: str
+    """Relative to the cgroup2 mount, bytes decoded with surrogateescape."""
+    cpu: CpuStat | None = None
+    memory_current: int | None = None
+    cpu_pressure: Pressure | None = None
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None
+    populated: bool | None = None
+
+
+class Workload(msgspec.Struct, frozen=True, gc=False):
+    """A cgroup subtree that a `[[workload]]` rule matched, with its own files as they stand."""
+
+    name: str
+    tier: Tier
+    priority: int
+    sample: CgroupSample
+    files: dict[str, str]
+    """Interface files a governor may want to write, as read (stripped): the ground truth for `diff`."""
+    descendants: int | None = None
+
+    @property
+    def id(self) -> CgroupId:
+        return self.sample.id
+
+    @property
+    def path(self) -> str:
+        return self.sample.path
+
+
+class HostSample(msgspec.Struct, frozen=True, gc=False):
+    """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
+
+    nr_cpus: int
+    busy_usec: int | None = None
+    """user + nice + system + irq + softirq. Neither iowait (idle) nor steal (never ours) is use."""
+    steal_usec: int | None = None
+    mem_total: int | None = None
+    mem_available: int | None = None
+    swap_total: int | None = None
+    swap_free: int | None = None
+    cpu_pressure: Pressure | None = None
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
+    """Everything one tick saw. Rates come only from two of these."""
+
+    tick: int
+    monotonic_usec: int
+    boottime_usec: int
+    host: HostSample
+    workloads: tuple[Workload, ...] = ()
+    descendants: tuple[CgroupSample, ...] = ()
+    """Cgroups below the workloads: all of the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+
+    def workload(self, cgroup_id: CgroupId) -> Workload | None:
+        for workload in self.workloads:
+            if workload.sample.id == cgroup_id:
+                return workload
+        return None
+
+    def tier(self, tier: Tier) -> tuple[Workload, ...]:
+        return tuple(workload for workload in self.workloads if workload.tier is tier)
+
+
+class CpuMax(msgspec.Struct, frozen=True, gc=False, tag="cpu.max", tag_field="file"):
+    file: ClassVar[str] = "cpu.max"
+    quota_usec: int | Max
+    period_usec: int
+
+
+class CpuMaxBurst(msgspec.Struct, frozen=True, gc=False, tag="cpu.max.burst", tag_field="file"):
+    file: ClassVar[str] = "cpu.max.burst"
+    burst_usec: int
+
+
+class CpuWeight(msgspec.Struct, frozen=True, gc=False, tag="cpu.weight", tag_field="file"):
+    file: ClassVar[str] = "cpu.weight"
+    weight: int
+
+
+class CpuIdle(msgspec.Struct, frozen=True, gc=False, tag="cpu.idle", tag_field="file"):
+    file: ClassVar[str] = "cpu.idle"
+    idle: bool
+
+
+class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_field="file"):
+    """An empty tuple is the kernel's "" (inherit), not a mask without CPUs."""
+
+    file: ClassVar[str] = "cpuset.cpus"
+    cpus: tuple[int, ...]
+
+
+Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
+"""Closed on purpose: a new member without a parser and a formatter does not type-check."""
