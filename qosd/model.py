@@ -117,7 +117,7 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     host: HostSample
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
-    """Cgroups below the workloads: the hot ones, and the cold ones in turns. Never needed for a tier's sum."""
+    """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
