@@ -1,4 +1,4 @@
-"""The frozen values that flow through a tick: samples, the snapshot they make, and the settings wanted in return.
+"""The frozen values of a tick: samples, the snapshot they make, and the settings wanted in return.
 
 Names are those of the kernel's interface files with `.` written `_`. Absence is `None`, never 0; a limit
 that is not there is `MAX`, never a number.
@@ -117,7 +117,7 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     host: HostSample
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
-    """Cgroups below the workloads: all of the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:

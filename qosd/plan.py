@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
-from qosd.model import CgroupId, Setting, Tier
+from qosd.cgroupfs import format_setting, parse_setting
+from qosd.config import OnForeignWrite, Ownership
+from qosd.files import Key, restore_rank
+from qosd.model import CgroupId, CpuMax, CpusetCpus, Max, Setting, Tier
 
 
 class Input(msgspec.Struct, frozen=True, gc=False):
@@ -38,3 +43,180 @@ class Desired(msgspec.Struct, frozen=True, gc=False):
     tier: Tier
     setting: Setting
     reason: Reason
+
+
+class FileState(msgspec.Struct, frozen=True, gc=False):
+    """What qosd remembers of one interface file between ticks."""
+
+    original: str | None = None
+    """What stood there before our first write; None while nothing of ours is in force."""
+    ours: str | None = None
+    fights: tuple[int, ...] = ()
+    """When (monotonic microseconds) our value was found undone by somebody who is not systemd reloading."""
+    contested_until: int = 0
+    yielded_to: str | None = None
+    """Somebody else's value that we leave alone as long as it stands."""
+    yielded_original: str | None = None
+    failures: int = 0
+    retry_at: int = 0
+    error: str | None = None
+
+
+Ledger = dict[Key, FileState]
+"""Treated as a frozen value: every step returns a new one."""
+
+
+class Write(msgspec.Struct, frozen=True, gc=False):
+    key: Key
+    path: str
+    old: str
+    new: str
+    reason: Reason
+    reassert: bool = False
+
+
+class Standing(enum.StrEnum):
+    """How a wanted setting stands; the `state` of a setting in `qosctl status`."""
+
+    IN_FORCE = "in-force"
+    ALREADY = "already"
+    WRITING = "writing"
+    ABSENT = "absent"
+    YIELDED = "yielded"
+    CONTESTED = "contested"
+    BACKOFF = "backoff"
+
+
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    writes: tuple[Write, ...] = ()
+    restores: tuple[Key, ...] = ()
+    """Journalled files that nobody wants any more and that still hold our value."""
+    forgets: tuple[Key, ...] = ()
+    """Journalled files that hold their original again, or somebody else's value."""
+    states: dict[Key, Standing] = {}
+
+
+class Now(msgspec.Struct, frozen=True, gc=False):
+    """What `diff` compares with: the files as read this tick (absent: not in the dict), and the clock."""
+
+    monotonic_usec: int
+    files: dict[Key, str]
+    systemd_reloaded: bool = False
+
+
+def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Ownership) -> tuple[Ledger, Plan]:
+    """What to write, restore and forget so that the host holds `desired` and nothing else of ours."""
+    following = dict(ledger)
+    writes: list[Write] = []
+    forgets: list[Key] = []
+    states: dict[Key, Standing] = {}
+    for wanted in desired:
+        key = Key(wanted.cgroup_id, wanted.setting.file)
+        current = now.files.get(key)
+        if current is None:
+            states[key] = Standing.ABSENT
+            continue
+        before = ledger.get(key, FileState())
+        after, standing = _judge(before, current, format_setting(wanted.setting), now, ownership)
+        following[key] = after
+        states[key] = standing
+        if standing is Standing.WRITING:
+            undone = before.ours is not None and current != before.ours
+            writes.append(
+                Write(key, wanted.path, current, format_setting(wanted.setting), wanted.reason, undone)
+            )
+        if before.ours is not None and after.ours is None:
+            forgets.append(key)
+    restores: list[Key] = []
+    for key in ledger.keys() - states.keys():
+        _release(key, ledger[key], now.files.get(key), restores, forgets)
+        if key not in restores:
+            del following[key]
+    plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
+    return following, plan
+
+
+def _judge(  # noqa: PLR0911 - one return per row of the table that this is
+    before: FileState, current: str, wanted: str, now: Now, ownership: Ownership
+) -> tuple[FileState, Standing]:
+    """One wanted value against one file: the file's next state, and what to do."""
+    if current == wanted:
+        settled = msgspec.structs.replace(before, failures=0, retry_at=0, yielded_to=None, error=None)
+        return settled, Standing.ALREADY if before.ours is None else Standing.IN_FORCE
+    if before.ours is None:
+        return _judge_untouched(before, current, now)
+    if now.monotonic_usec < before.contested_until:
+        return before, Standing.CONTESTED
+    if now.monotonic_usec < before.retry_at:
+        return before, Standing.BACKOFF
+    if current == before.ours:
+        return before, Standing.WRITING
+    if current == before.original and now.systemd_reloaded:
+        return before, Standing.WRITING
+    if current == before.original or ownership.on_foreign_write is OnForeignWrite.REASSERT:
+        return _fight(before, now, ownership)
+    return FileState(yielded_to=current, yielded_original=before.original), Standing.YIELDED
+
+
+def _judge_untouched(before: FileState, current: str, now: Now) -> tuple[FileState, Standing]:
+    if before.yielded_to is not None and current != before.yielded_original:
+        # Whatever they set it to next is theirs as well, until it is back at what we first found.
+        return msgspec.structs.replace(before, yielded_to=current), Standing.YIELDED
+    if now.monotonic_usec < before.retry_at:
+        return before, Standing.BACKOFF
+    return msgspec.structs.replace(before, yielded_to=None, yielded_original=None), Standing.WRITING
+
+
+def _fight(before: FileState, now: Now, ownership: Ownership) -> tuple[FileState, Standing]:
+    """Our value was undone: write it again, unless this is becoming a war."""
+    since = now.monotonic_usec - ownership.contested_window
+    fights = (*(at for at in before.fights if at > since), now.monotonic_usec)
+    if len(fights) < ownership.contested_after:
+        return msgspec.structs.replace(before, fights=fights), Standing.WRITING
+    until = now.monotonic_usec + ownership.contested_hold
+    return msgspec.structs.replace(before, fights=(), contested_until=until), Standing.CONTESTED
+
+
+def _release(
+    key: Key, state: FileState, current: str | None, restores: list[Key], forgets: list[Key]
+) -> None:
+    """Nobody wants this file any more: restore it if it still holds our value."""
+    if state.ours is None:
+        return
+    if current is not None and current == state.ours:
+        restores.append(key)
+    else:
+        forgets.append(key)
+
+
+def order(writes: list[Write]) -> tuple[Write, ...]:
+    """The order in which the kernel takes the writes, and in which no moment is tighter than both ends.
+
+    cpu.max below cpu.max.burst is EINVAL, so a burst is lowered before and raised after its limit.
+    Limits are widened from the top down, then narrowed from the bottom up.
+    """
+    return tuple(sorted(writes, key=_write_rank))
+
+
+def _write_rank(write: Write) -> tuple[int, int, str]:
+    depth = write.path.count("/")
+    if write.key.file == "cpu.max.burst":
+        return (0 if int(write.new) <= int(write.old) else 4, depth, write.path)
+    if _narrows(write):
+        return (3, -depth, write.path)
+    return (1 if write.key.file == "cpu.idle" else 2, depth, write.path)
+
+
+def _narrows(write: Write) -> bool:
+    old, new = parse_setting(write.key.file, write.old), parse_setting(write.key.file, write.new)
+    match old, new:
+        case CpuMax(), CpuMax():
+            return _share(new) < _share(old)
+        case CpusetCpus(), CpusetCpus():
+            return not old.cpus or (bool(new.cpus) and len(new.cpus) < len(old.cpus))
+        case _:
+            return False
+
+
+def _share(limit: CpuMax) -> float:
+    return float("inf") if isinstance(limit.quota_usec, Max) else limit.quota_usec / limit.period_usec

@@ -1,0 +1,100 @@
+"""cgroup v2 interface files, text to value and back (Documentation/admin-guide/cgroup-v2.rst). Pure.
+
+Parsers take what was read and raise `Malformed`; they never guess. Keys the kernel may add are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from qosd.errors import Malformed
+from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuStat, CpuWeight, Max, Setting
+from qosd.topology import format_cpulist, parse_cpulist
+
+_U64_DIGITS = 20
+
+
+def parse_count(raw: bytes, file: str) -> int:
+    """A non-negative 64-bit decimal; int() alone would take "-1", "1_0" and a 5000-digit line."""
+    text = raw.strip()
+    if not text.isdigit() or len(text) > _U64_DIGITS:
+        raise Malformed(file, raw.decode("latin-1"))
+    return int(text)
+
+
+def parse_limit(raw: bytes, file: str) -> int | Max:
+    return MAX if raw.strip() == b"max" else parse_count(raw, file)
+
+
+def parse_flat_keyed(raw: bytes, file: str) -> dict[bytes, int]:
+    """Lines of `KEY VALUE`, as cpu.stat, cgroup.stat, cgroup.events and memory.stat."""
+    fields = raw.split()
+    keys, values = fields[::2], fields[1::2]
+    if len(keys) != len(values) or b"\0" in raw:
+        raise Malformed(file, raw.decode("latin-1"))
+    try:
+        return dict(zip(keys, map(int, values), strict=True))
+    except ValueError:
+        raise Malformed(file, raw.decode("latin-1")) from None
+
+
+def parse_cpu_stat(raw: bytes) -> CpuStat:
+    stat = parse_flat_keyed(raw, "cpu.stat")
+    try:
+        parsed = CpuStat(
+            stat[b"usage_usec"],
+            stat[b"user_usec"],
+            stat[b"system_usec"],
+            stat.get(b"nr_periods"),
+            stat.get(b"nr_throttled"),
+            stat.get(b"throttled_usec"),
+            stat.get(b"nr_bursts"),
+            stat.get(b"burst_usec"),
+        )
+    except KeyError:
+        raise Malformed("cpu.stat", raw.decode("latin-1")) from None
+    if parsed.usage_usec < 0:
+        raise Malformed("cpu.stat", raw.decode("latin-1"))
+    return parsed
+
+
+def parse_setting(file: str, text: str) -> Setting:
+    """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
+    raw = text.encode("latin-1", "replace")
+    match file:
+        case "cpu.max":
+            fields = raw.split()
+            if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
+                raise Malformed(file, text)
+            return CpuMax(parse_limit(fields[0], file), parse_count(fields[1], file))
+        case "cpu.max.burst":
+            return CpuMaxBurst(parse_count(raw, file))
+        case "cpu.weight":
+            return CpuWeight(parse_count(raw, file))
+        case "cpu.idle":
+            return CpuIdle(bool(parse_count(raw, file)))
+        case "cpuset.cpus":
+            return CpusetCpus(parse_cpulist(text, file))
+        case _:
+            raise Malformed(file, text)
+
+
+def format_setting(setting: Setting) -> str:
+    """The text the kernel itself would show for this value, so that texts can be compared."""
+    match setting:
+        case CpuMax():
+            return f"{format_limit(setting.quota_usec)} {setting.period_usec}"
+        case CpuMaxBurst():
+            return str(setting.burst_usec)
+        case CpuWeight():
+            return str(setting.weight)
+        case CpuIdle():
+            return "1" if setting.idle else "0"
+        case CpusetCpus():
+            return format_cpulist(setting.cpus)
+        case _:
+            assert_never(setting)
+
+
+def format_limit(limit: int | Max) -> str:
+    return limit.value if isinstance(limit, Max) else str(limit)

@@ -1,0 +1,284 @@
+"""The configuration: schema, defaults, units, `decode`. Pure: reading and guarding the file is the daemon's.
+
+Every constant that shapes behaviour is a field here, with its range and, where it has one, its source.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import fnmatch
+import re
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+import tomli
+from msgspec import Meta
+
+from qosd.errors import ConfigError
+from qosd.model import Tier
+
+
+class Duration(int):
+    """Microseconds; written "500ms", "2s", "10min", "1h"."""
+
+    __slots__ = ()
+
+
+class ByteSize(int):
+    """Bytes; written "512KiB", "2GiB", or a plain number."""
+
+    __slots__ = ()
+
+
+_DURATION_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Weight = Annotated[int, Meta(ge=1, le=10_000)]
+
+
+class Mode(enum.StrEnum):
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+class Enforce(enum.StrEnum):
+    MAX = "max"
+    CPUSET = "cpuset"
+    NONE = "none"
+
+
+class IdlePolicy(enum.StrEnum):
+    SLICE = "slice"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class OnForeignWrite(enum.StrEnum):
+    YIELD = "yield"
+    REASSERT = "reassert"
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Host(_Section, frozen=True):
+    cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] = 95.0
+
+
+class CpuWeights(_Section, frozen=True):
+    be_idle: IdlePolicy = IdlePolicy.SLICE
+    be_weight: Weight = 1
+    ls_weight: Weight = 1000
+
+
+class CpuBandwidth(_Section, frozen=True):
+    enforce: Enforce = Enforce.MAX
+    period: Duration = Duration(10_000)
+    mean: Duration = Duration(5_000_000)
+    up_pct: Annotated[float, Meta(gt=0, le=100)] = 10.0
+    deadband_up_pct: Percent = 5.0
+    deadband_down_pct: Percent = 2.0
+    floor_pct: Annotated[float, Meta(ge=1, le=100)] = 5.0
+    hold_ticks: Annotated[int, Meta(ge=1)] = 3
+    release_ticks: Annotated[int, Meta(ge=2)] = 30
+
+
+class Cpuset(_Section, frozen=True):
+    dwell: Duration = Duration(5_000_000)
+
+
+class Cpu(_Section, frozen=True):
+    weight: CpuWeights = CpuWeights()
+    bandwidth: CpuBandwidth = CpuBandwidth()
+    cpuset: Cpuset = Cpuset()
+
+
+class Ownership(_Section, frozen=True):
+    on_foreign_write: OnForeignWrite = OnForeignWrite.YIELD
+    contested_after: Annotated[int, Meta(ge=1)] = 3
+    contested_window: Duration = Duration(60_000_000)
+    contested_hold: Duration = Duration(300_000_000)
+    backoff_first: Duration = Duration(2_000_000)
+    backoff_max: Duration = Duration(300_000_000)
+
+
+class Sense(_Section, frozen=True):
+    fd_budget: Annotated[int, Meta(ge=64, le=100_000)] = 2500
+    max_cgroups: Annotated[int, Meta(ge=1)] = 20_000
+    max_depth: Annotated[int, Meta(ge=1, le=1000)] = 64
+    cold_ticks: Annotated[int, Meta(ge=1)] = 10
+
+
+class Metrics(_Section, frozen=True):
+    listen: str = "127.0.0.1:9753"
+
+
+class Control(_Section, frozen=True):
+    socket: str = "/run/qosd/control.sock"
+    group: str = "qosd"
+
+
+class WorkloadRule(_Section, frozen=True):
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    tier: Tier
+    match: Annotated[tuple[str, ...], Meta(min_length=1)]
+    priority: Annotated[int, Meta(ge=0, le=100)] = 0
+    cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
+
+
+DEFAULT_WORKLOADS = (
+    WorkloadRule(name="ls", tier=Tier.LS, match=("ls.slice",)),
+    WorkloadRule(name="be", tier=Tier.BE, match=("be.slice",)),
+)
+
+
+class Config(_Section, frozen=True):
+    mode: Mode = Mode.ENFORCE
+    interval: Duration = Duration(1_000_000)
+    host: Host = Host()
+    cpu: Cpu = Cpu()
+    ownership: Ownership = Ownership()
+    sense: Sense = Sense()
+    metrics: Metrics = Metrics()
+    control: Control = Control()
+    workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
+
+
+def decode(text: str) -> Config:
+    """Parse and validate a whole configuration; raises `ConfigError` naming the key by its path."""
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from None
+    _refuse_unknown_keys(document, Config, "")
+    try:
+        config = msgspec.convert(document, Config, dec_hook=_decode_quantity)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_readable(str(error))) from None
+    _check_together(config)
+    return config
+
+
+def parse_quantity(text: str, units: dict[str, int]) -> int:
+    """`2GiB` to bytes or `500ms` to microseconds; raises ValueError with the units that are known."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in units:
+        raise ValueError(f"expected a number with one of the units {', '.join(units)}, got {text!r}")
+    return round(float(match[1]) * units[match[2]])
+
+
+def parse_duration(text: str) -> Duration:
+    return Duration(parse_quantity(text, _DURATION_UNITS))
+
+
+def _decode_quantity(kind: type, value: object) -> object:
+    if kind is Duration and isinstance(value, str):
+        return parse_duration(value)
+    if kind is ByteSize and isinstance(value, str):
+        return ByteSize(parse_quantity(value, _SIZE_UNITS))
+    if kind is ByteSize and type(value) is int and value >= 0:
+        return ByteSize(value)
+    example = '"500ms"' if kind is Duration else '"2GiB"'
+    raise ValueError(f"expected a quantity with its unit such as {example}, got {value!r}")
+
+
+def _readable(message: str) -> str:
+    """An operator looks for `cpu.weight.ls_weight`; msgspec says "... - at `$.cpu.weight.ls_weight`"."""
+    what, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    return f"{key}: {what}" if key else what
+
+
+def _refuse_unknown_keys(document: dict[str, Any], schema: type[msgspec.Struct], prefix: str) -> None:
+    hints = get_type_hints(schema)
+    for key, value in document.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
+        inner = _struct_of(hints[key])
+        if inner is None:
+            continue
+        if isinstance(value, dict):
+            _refuse_unknown_keys(value, inner, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    _refuse_unknown_keys(item, inner, f"{prefix}{key}[{index}].")
+
+
+def _struct_of(hint: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a type hint is any object
+    for candidate in (hint, *get_args(hint)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _check_together(config: Config) -> None:
+    """What no single field can say: ranges of quantities, names used twice, tiers that overlap."""
+    _check_quantities(config)
+    names: set[str] = set()
+    for index, rule in enumerate(config.workload):
+        if rule.name in names:
+            raise ConfigError(
+                f"workload[{index}].name: {rule.name!r} is used twice; give each rule its own name"
+            )
+        names.add(rule.name)
+        for pattern in rule.match:
+            _check_pattern(pattern, f"workload[{index}].match")
+    _check_overlap(config.workload)
+
+
+def _check_quantities(config: Config) -> None:
+    bandwidth = config.cpu.bandwidth
+    _within("interval", config.interval, 100_000, 60_000_000, "100ms to 1min")
+    # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
+    _within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
+    _within("cpu.bandwidth.mean", bandwidth.mean, config.interval, 600_000_000, "one interval to 10min")
+    if bandwidth.release_ticks <= bandwidth.hold_ticks:
+        raise ConfigError("cpu.bandwidth.release_ticks: must be larger than cpu.bandwidth.hold_ticks")
+
+
+def _within(key: str, value: int, low: int, high: int, words: str) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{key}: must be within {words}")
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    parts = pattern.split("/")
+    if not pattern or pattern.startswith("/") or any(part in ("", ".", "..", "**") for part in parts):
+        raise ConfigError(
+            f"{key}: {pattern!r} must be a path below the cgroup2 mount without a leading slash,"
+            ' as "be.slice" or "system.slice/*.service"'
+        )
+
+
+def _check_overlap(rules: tuple[WorkloadRule, ...]) -> None:
+    claims = [
+        (rule, pattern, f"workload[{index}].match")
+        for index, rule in enumerate(rules)
+        for pattern in rule.match
+    ]
+    for position, (rule, pattern, key) in enumerate(claims):
+        for other, other_pattern, _ in claims[:position]:
+            if rule.tier is not other.tier and patterns_overlap(pattern, other_pattern):
+                raise ConfigError(
+                    f"{key}: {pattern!r} ({rule.tier} {rule.name!r}) overlaps {other_pattern!r}"
+                    f" ({other.tier} {other.name!r}); a cgroup can be in one tier only"
+                )
+
+
+def patterns_overlap(one: str, two: str) -> bool:
+    """Whether a cgroup matched by one may be, or contain, a cgroup matched by the other.
+
+    Exact for a literal against a glob; two globs in one component are taken to overlap when either
+    matches the other's text, and `match` at run time refuses what slips through.
+    """
+    return all(
+        fnmatch.fnmatchcase(a, b) or fnmatch.fnmatchcase(b, a)
+        for a, b in zip(one.split("/"), two.split("/"), strict=False)
+    )

@@ -1,0 +1,257 @@
+"""The originals of everything we have written, kept in /run so that any exit can be undone exactly.
+
+One line a record: CRC-32 of the JSON, a space, the JSON. A record is on file before the write it speaks of;
+tmpfs needs no fsync, and a torn or damaged line is no record. Cgroup state, /run and the journal die
+together at a reboot; the boot id guards against a /run that does not.
+
+Standard library only: the same restore runs from ExecStopPost, at start-up and in `qosctl restore`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from binascii import crc32
+from typing import TYPE_CHECKING, NamedTuple
+
+from qosd.errors import CgroupGone
+from qosd.files import Key, restore_rank
+from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+FILE = "journal.jsonl"
+
+_OURS_KEPT = 3  # the last value read back, the one intended, and what a crash between them may have left
+_COMPACT_AFTER = 4096
+
+
+class Entry(NamedTuple):
+    """What a file held before us, and the values it may hold that are ours, newest first."""
+
+    path: str
+    original: str
+    ours: tuple[str, ...]
+    weight: str | None = None
+    """With cpu.idle: the group's cpu.weight, which leaving idle resets to 100 (sched_group_set_idle())."""
+
+
+def read_boot_id() -> str:
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+class Journal:
+    """The journal of a running daemon. Any OSError from `record` means: then do not write either."""
+
+    def __init__(self, sys: Sys, directory: str, boot_id: str) -> None:
+        self._sys = sys
+        self._path = os.path.join(directory, FILE)
+        self._boot_id = boot_id
+        self._fd: int | None = None
+        self._lines = 0
+        self.entries: dict[Key, Entry] = {}
+
+    def record(self, key: Key, path: str, original: str, ours: str, weight: str | None = None) -> None:
+        """Put on file that `ours` is about to replace `original`. Raises OSError."""
+        entry = _with_ours(self.entries.get(key), Entry(path, original, (ours,), weight))
+        self._append(_set(key, entry, ours))
+        self.entries[key] = entry
+
+    def forget(self, key: Key) -> None:
+        """The file is at its original again, or somebody else's: it is no longer ours to restore."""
+        if self.entries.pop(key, None) is not None:
+            # A record that cannot be written leaves a stale entry, which restore meets with a file that
+            # does not hold our value: harmless, so the release itself must not fail.
+            with contextlib.suppress(OSError):
+                self._append({"clear": [key.cgroup_id, key.file]})
+
+    def close(self) -> None:
+        if self._fd is not None:
+            self._sys.close(self._fd)
+            self._fd = None
+
+    def _append(self, record: dict[str, object]) -> None:
+        if self._fd is None or self._lines >= _COMPACT_AFTER:
+            self._rewrite()
+        assert self._fd is not None  # noqa: S101 - _rewrite opened it or raised
+        data = _line(record)
+        written = self._sys.write(self._fd, data)
+        if written != len(data):
+            # The torn line is no record; start the next one on a line of its own.
+            self._lines = _COMPACT_AFTER
+            raise OSError(errno.ENOSPC, "short write to the journal", self._path)
+        self._lines += 1
+
+    def _rewrite(self) -> None:
+        """Replace the file by one record per entry, or raise OSError and leave the old file."""
+        self.close()
+        temporary = self._path + ".new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = self._sys.open(temporary, flags, 0o600)
+        try:
+            lines = [_line({"boot": self._boot_id})]
+            for key, entry in self.entries.items():
+                lines += [_line(_set(key, entry, ours)) for ours in reversed(entry.ours)]
+            data = b"".join(lines)
+            if self._sys.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, "short write to the journal", temporary)  # noqa: TRY301 - one cleanup
+            self._sys.rename(temporary, self._path)
+        except OSError:
+            self._sys.close(fd)
+            raise
+        self._fd = fd
+        self._lines = len(lines)
+
+
+def _line(record: dict[str, object]) -> bytes:
+    # ASCII JSON keeps a path's undecodable bytes as lone surrogates, so they come back as they were.
+    body = json.dumps(record, ensure_ascii=True).encode("ascii")
+    return b"%08x %s\n" % (crc32(body), body)
+
+
+def _set(key: Key, entry: Entry, ours: str) -> dict[str, object]:
+    record: dict[str, object] = {"set": [*key], "path": entry.path, "original": entry.original, "ours": ours}
+    return record if entry.weight is None else {**record, "weight": entry.weight}
+
+
+def _with_ours(before: Entry | None, entry: Entry) -> Entry:
+    older = tuple(text for text in before.ours if text not in entry.ours) if before else ()
+    return entry._replace(ours=(*entry.ours, *older)[:_OURS_KEPT])
+
+
+def load(text: bytes, boot_id: str) -> dict[Key, Entry]:
+    """What a journal's text says is still ours; nothing when it was written in another boot."""
+    entries: dict[Key, Entry] = {}
+    this_boot = False
+    for line in text.split(b"\n"):
+        record = _record(line)
+        if record is None:
+            continue
+        match record:
+            case {"boot": str(boot)}:
+                this_boot = boot == boot_id
+            case {
+                "set": [int(cgroup_id), str(file)],
+                "path": str(path),
+                "original": str(original),
+                "ours": str(ours),
+            }:
+                key = Key(cgroup_id, file)
+                weight = record.get("weight")
+                entry = Entry(path, original, (ours,), weight if isinstance(weight, str) else None)
+                entries[key] = _with_ours(entries.get(key), entry)
+            case {"clear": [int(cgroup_id), str(file)]}:
+                entries.pop(Key(cgroup_id, file), None)
+            case _:
+                continue
+    return entries if this_boot else {}
+
+
+def _record(line: bytes) -> dict[str, object] | None:
+    crc, _, body = line.partition(b" ")
+    try:
+        record = json.loads(body) if int(crc, 16) == crc32(body) else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class Outcome(NamedTuple):
+    """How one file's restore ended: `done`, `gone`, `foreign` (left alone), `widened`, or `failed`."""
+
+    key: Key
+    path: str
+    result: str
+    detail: str
+
+
+def restore_one(sys: Sys, root_fd: int, key: Key, entry: Entry) -> Outcome:
+    """Put one file back to its original if it still holds a value of ours."""
+    try:
+        dir_fd = open_same_cgroup(sys, root_fd, entry.path, key.cgroup_id)
+    except (CgroupGone, OSError) as error:
+        return Outcome(key, entry.path, "gone", str(error))
+    try:
+        current = read_interface(sys, dir_fd, key.file).decode("latin-1").strip()
+        if current == entry.original:
+            return Outcome(key, entry.path, "done", "already at its original")
+        if current not in entry.ours:
+            return Outcome(key, entry.path, "foreign", f"holds {current!r}, which we did not write")
+        return _write_back(sys, dir_fd, key, entry)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return Outcome(key, entry.path, "gone", str(error))
+        return Outcome(key, entry.path, "failed", str(error))
+    finally:
+        sys.close(dir_fd)
+
+
+def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
+    try:
+        write_interface(sys, dir_fd, key.file, entry.original)
+        if entry.weight is not None:
+            write_interface(sys, dir_fd, "cpu.weight", entry.weight)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or key.file != "cpuset.cpus" or entry.original:
+            raise
+        # cpuset refuses to become empty again while it has tasks (validate_change() in
+        # kernel/cgroup/cpuset.c): everything the parent has is the nearest the kernel allows.
+        parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            effective = read_interface(sys, parent, "cpuset.cpus.effective").decode("latin-1").strip()
+        finally:
+            sys.close(parent)
+        write_interface(sys, dir_fd, key.file, effective)
+        return Outcome(
+            key, entry.path, "widened", f"to {effective}: the kernel keeps a mask while there are tasks"
+        )
+    return Outcome(key, entry.path, "done", entry.original)
+
+
+def restore(sys: Sys, root_fd: int, entries: dict[Key, Entry]) -> list[Outcome]:
+    """Put everything back, in the kernel's order; what another file stood in the way of, once more."""
+    outcomes: dict[Key, Outcome] = {}
+    pending = sorted(entries, key=restore_rank)
+    for _ in range(2):
+        for key in pending:
+            outcomes[key] = restore_one(sys, root_fd, key, entries[key])
+        pending = [key for key in pending if outcomes[key].result == "failed"]
+    return list(outcomes.values())
+
+
+def restore_from(sys: Sys, directory: str, root: str, boot_id: str) -> list[Outcome]:
+    """Restore what the journal in `directory` holds, and keep in it only what failed.
+
+    Raises OSError when the journal exists and cannot be read, or the cgroup root cannot be opened.
+    """
+    path = os.path.join(directory, FILE)
+    try:
+        with open(path, "rb") as file:
+            entries = load(file.read(), boot_id)
+    except FileNotFoundError:
+        return []
+    root_fd = sys.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        outcomes = restore(sys, root_fd, entries)
+    finally:
+        sys.close(root_fd)
+    _keep(sys, directory, boot_id, entries, outcomes)
+    return outcomes
+
+
+def _keep(
+    sys: Sys, directory: str, boot_id: str, entries: dict[Key, Entry], outcomes: Iterable[Outcome]
+) -> None:
+    failed = {outcome.key: entries[outcome.key] for outcome in outcomes if outcome.result == "failed"}
+    if not failed:
+        os.unlink(os.path.join(directory, FILE))
+        return
+    journal = Journal(sys, directory, boot_id)
+    journal.entries = failed
+    journal._rewrite()  # noqa: SLF001 - same module, same object
+    journal.close()

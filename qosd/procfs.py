@@ -1,0 +1,80 @@
+"""/proc/stat, meminfo, self/cgroup and mountinfo, text to value (Documentation/filesystems/proc.rst)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from qosd.errors import Malformed
+
+_KIB = 1024
+_FIELDS = 8  # user nice system idle iowait irq softirq steal; guest time is already inside user
+
+
+class HostCpu(NamedTuple):
+    """Microseconds since boot, summed over the online CPUs."""
+
+    busy_usec: int
+    steal_usec: int
+    nr_cpus: int
+
+
+def parse_stat(raw: bytes, ticks_per_second: int) -> HostCpu:
+    """The cpu lines of /proc/stat. iowait is idle time; steal was never this host's to use."""
+    lines = raw.split(b"\n")
+    fields = lines[0].split()
+    if len(fields) <= _FIELDS or fields[0] != b"cpu" or not all(field.isdigit() for field in fields[1:]):
+        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1 : _FIELDS + 1])
+    nr_cpus = 0
+    for line in lines[1:]:
+        if not line.startswith(b"cpu"):
+            break
+        nr_cpus += 1
+    if nr_cpus == 0:
+        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
+    usec = 1_000_000 // ticks_per_second
+    return HostCpu((user + nice + system + irq + softirq) * usec, steal * usec, nr_cpus)
+
+
+class Meminfo(NamedTuple):
+    """Bytes; None where this kernel has no such line."""
+
+    mem_total: int | None
+    mem_available: int | None
+    swap_total: int | None
+    swap_free: int | None
+
+
+def parse_meminfo(raw: bytes) -> Meminfo:
+    values: dict[bytes, int] = {}
+    for line in raw.split(b"\n"):
+        key, _, rest = line.partition(b":")
+        if key in (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree"):
+            number = rest.split()[:1]
+            if not number or not number[0].isdigit():
+                raise Malformed("/proc/meminfo", line.decode("latin-1"))
+            values[key] = int(number[0]) * _KIB
+    return Meminfo(
+        values.get(b"MemTotal"),
+        values.get(b"MemAvailable"),
+        values.get(b"SwapTotal"),
+        values.get(b"SwapFree"),
+    )
+
+
+def parse_self_cgroup(raw: bytes) -> str | None:
+    """The path of the process's cgroup v2 (the `0::` line), relative to the mount; None without one."""
+    for line in raw.split(b"\n"):
+        if line.startswith(b"0::/"):
+            return line[4:].decode("utf-8", "surrogateescape")
+    return None
+
+
+def parse_cgroup2_mount(mountinfo: bytes) -> str | None:
+    """The first mount point of type cgroup2 in /proc/self/mountinfo, octal escapes undone."""
+    for line in mountinfo.split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        if after.startswith(b"cgroup2 "):
+            point = before.split()[4]
+            return point.decode("unicode_escape").encode("latin-1").decode("utf-8", "surrogateescape")
+    return None
