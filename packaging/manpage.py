@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 MARK = '.\\" @KEYS@\n'
 _TABLE = re.compile(r"(?:# ?)?(\[\[?[A-Za-z_.]+\]\]?)\s*(?:#\s*(.*))?")
-_KEY = re.compile(r"(# ?)?([a-z_]+ = (?:\"[^\"]*\"|\[[^\]]*\]|[^\s#]+))\s*(?:#\s*(.*))?")
+_KEY = re.compile(r"(# ?)?([a-z_]+ = (?:\"[^\"]*\"|\[[^\]]*\]|[^\s#\[\"][^\s#]*))\s*(?:#\s*(.*))?")
+
+_SENTENCE_END = re.compile(r"([.!?]) +(?=[A-Z])")
 
 
 @dataclass
@@ -79,7 +81,9 @@ def render(frame: str, toml: str) -> str:
 
 
 def _sentences(prose: list[str]) -> list[str]:
-    return [escape(line) if line else ".Pp" for line in prose]
+    """Each on a line of its own: that is how roff knows the end of one."""
+    text = "\n".join(escape(line) if line else ".Pp" for line in prose)
+    return _SENTENCE_END.sub(r"\1\n", text).splitlines()
 
 
 def _without_empty_lists(text: str) -> str:
