@@ -109,7 +109,7 @@ class Ownership(_Section, frozen=True):
 class Sense(_Section, frozen=True):
     fd_budget: Annotated[int, Meta(ge=64, le=100_000)] = 2500
     max_cgroups: Annotated[int, Meta(ge=1)] = 20_000
-    max_depth: Annotated[int, Meta(ge=1, le=1000)] = 64
+    max_depth: Annotated[int, Meta(ge=1, le=500)] = 64
     cold_ticks: Annotated[int, Meta(ge=1)] = 10
 
 

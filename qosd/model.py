@@ -81,7 +81,6 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     sample: CgroupSample
     files: dict[str, str]
     """Interface files a governor may want to write, as read (stripped): the ground truth for `diff`."""
-    descendants: int | None = None
 
     @property
     def id(self) -> CgroupId:
@@ -90,6 +89,10 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     @property
     def path(self) -> str:
         return self.sample.path
+
+    def setting(self, file: str) -> str | None:
+        """The text an interface file held, None where the cgroup has no such file."""
+        return self.files.get(file)
 
 
 class HostSample(msgspec.Struct, frozen=True, gc=False):
@@ -115,6 +118,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     monotonic_usec: int
     boottime_usec: int
     host: HostSample
+    systemd_stamp: int | None = None
+    """Changes whenever systemd reloads its units, and so rewrites the attributes of their cgroups."""
+    unknown: dict[str, str] = {}
+    """What could not be read or understood this tick, and why: by sensor or by path."""
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""

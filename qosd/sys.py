@@ -27,6 +27,7 @@ class Sys:
     write = staticmethod(os.write)
     ftruncate = staticmethod(os.ftruncate)
     fstat = staticmethod(os.fstat)
+    stat = staticmethod(os.stat)
     listdir = staticmethod(os.listdir)
     scandir = staticmethod(os.scandir)
     rename = staticmethod(os.rename)
