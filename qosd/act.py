@@ -52,7 +52,7 @@ class Actuator:
         following = dict(ledger)
         for key in plan.forgets:
             self._journal.forget(key)
-        restored = tuple(self._restore(key, following) for key in plan.restores)
+        restored = tuple(self._restore(key, following, now_usec, backoff) for key in plan.restores)
         applied: list[Applied] = []
         for write in plan.writes:
             try:
@@ -64,13 +64,15 @@ class Actuator:
             applied.append(done)
         return following, Report(tuple(applied), restored)
 
-    def _restore(self, key: Key, ledger: dict[Key, FileState]) -> Outcome:
+    def _restore(self, key: Key, ledger: dict[Key, FileState], now_usec: int, backoff: Backoff) -> Outcome:
         entry = self._journal.entries.get(key)
         if entry is None:
             ledger.pop(key, None)
             return Outcome(key, "", "gone", "not in the journal")
         outcome = restore_one(self._sys, self._root_fd, key, entry)
-        if outcome.result != "failed":
+        if outcome.result == "failed":
+            ledger[key] = _backed_off(ledger.get(key, FileState()), outcome.detail, now_usec, backoff)
+        else:
             self._journal.forget(key)
             ledger.pop(key, None)
         return outcome

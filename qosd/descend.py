@@ -63,7 +63,7 @@ class Descendants:
         self._cold = [below for below in self._cold if not is_within(below.path, path)]
 
     def sample(self, unknown: dict[str, str]) -> tuple[tuple[CgroupSample, ...], bool]:
-        """This tick's samples, and whether some cgroup was found gone (so that a rescan is due)."""
+        """Samples of this tick, and whether some cgroup was found gone (so that a rescan is due)."""
         samples: list[CgroupSample] = []
         gone: list[Hot] = []
         for hot in self._hot.values():

@@ -99,6 +99,7 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
 
     nr_cpus: int
+    cpus_online: tuple[int, ...] | None = None
     busy_usec: int | None = None
     """user + nice + system + irq + softirq. Neither iowait (idle) nor steal (never ours) is use."""
     steal_usec: int | None = None
@@ -166,3 +167,15 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
 
 Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
+
+
+def printable(text: str) -> str:
+    r"""A name as it may be shown: a cgroup's may hold anything but a newline, so escape as `\xNN`."""
+    return "".join(
+        char if char.isprintable() and char != "\\" else "".join(f"\\x{byte:02x}" for byte in _bytes(char))
+        for char in text
+    )
+
+
+def _bytes(char: str) -> bytes:
+    return char.encode("utf-8", "surrogateescape")

@@ -129,7 +129,10 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
             forgets.append(key)
     restores: list[Key] = []
     for key in ledger.keys() - states.keys():
-        _release(key, ledger[key], now.files.get(key), restores, forgets)
+        state = ledger[key]
+        if state.ours is not None and now.monotonic_usec < state.retry_at:
+            continue
+        _release(key, state, now.files.get(key), restores, forgets)
         if key not in restores:
             del following[key]
     plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
@@ -183,7 +186,8 @@ def _release(
     """Nobody wants this file any more: restore it if it still holds our value."""
     if state.ours is None:
         return
-    if current is not None and current == state.ours:
+    if current is None or current == state.ours:
+        # A cgroup that no rule matches any more is not read; the restore itself looks what it holds.
         restores.append(key)
     else:
         forgets.append(key)

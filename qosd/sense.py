@@ -1,11 +1,11 @@
-"""One Snapshot a tick: the host's files, the workloads' files by kept fds, and some of what lies below them."""
+"""One Snapshot a tick: the host's files, the workloads' files, and some of what lies below them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-from qosd import cgroupfs, discover, procfs, psi
+from qosd import cgroupfs, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone
@@ -62,8 +62,12 @@ def parse_nr_descendants(raw: bytes) -> int:
 class HostFiles:
     """/proc files kept open. A missing one (no PSI) stays missing."""
 
-    def __init__(self, sys: Sys, proc: str) -> None:
+    def __init__(self, sys: Sys, proc: str, sysfs: str) -> None:
         self._sys = sys
+        self._cpus_fd = sys.open(f"{sysfs}/devices/system/cpu", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.online = keep(
+            sys, self._cpus_fd, "online", lambda raw: topology.parse_cpulist(text(raw), "online")
+        )
         self._fd = sys.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         hertz = os.sysconf("SC_CLK_TCK")
         self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
@@ -81,6 +85,7 @@ class HostFiles:
         )
         return HostSample(
             nr_cpus=cpu.nr_cpus if cpu is not None else os.cpu_count() or 1,
+            cpus_online=read_kept(self.online, "/sys/devices/system/cpu/online", unknown),
             busy_usec=cpu.busy_usec if cpu is not None else None,
             steal_usec=cpu.steal_usec if cpu is not None else None,
             mem_total=memory.mem_total if memory is not None else None,
@@ -96,10 +101,11 @@ class HostFiles:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
 
     def close(self) -> None:
-        for kept in (self.stat, self.meminfo, *self.pressure.values()):
+        for kept in (self.online, self.stat, self.meminfo, *self.pressure.values()):
             if kept is not None:
                 self._sys.close(kept.fd)
         self._sys.close(self._fd)
+        self._sys.close(self._cpus_fd)
 
 
 class Sensor:
@@ -112,14 +118,14 @@ class Sensor:
         config: Config,
         watched: Mapping[Tier, tuple[str, ...]],
         protected: tuple[str, ...],
-        proc: str = "/proc",
+        host: HostFiles,
     ) -> None:
         self._sys = sys
         self._root_fd = root_fd
         self._config = config
         self._watched = watched
         self._protected = protected
-        self._host = HostFiles(sys, proc)
+        self._host = host
         self._roots: dict[int, Root] = {}
         self._descendants = Descendants(sys, root_fd, config.sense)
         self._rescan_due = True

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from qosd.errors import CgroupGone
 
@@ -28,11 +30,12 @@ class Sys:
     ftruncate = staticmethod(os.ftruncate)
     fstat = staticmethod(os.fstat)
     stat = staticmethod(os.stat)
-    listdir = staticmethod(os.listdir)
-    scandir = staticmethod(os.scandir)
     rename = staticmethod(os.rename)
     monotonic_ns = staticmethod(time.monotonic_ns)
     time = staticmethod(time.time)
+
+    def scandir(self, fd: int) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        return os.scandir(fd)
 
     def boottime_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -104,7 +104,7 @@ def close_cgroup(sys: Sys, files: CgroupFiles) -> None:
 def sample_cgroup(
     cgroup_id: CgroupId, path: str, files: CgroupFiles, unknown: dict[str, str], last: CgroupSample | None
 ) -> CgroupSample:
-    """This tick's sample, the very object of the last tick when nothing moved. Raises `CgroupGone`."""
+    """The sample of this tick, the very object of the last tick when nothing moved. Raises `CgroupGone`."""
     cpu = read_kept(files.cpu_stat, path, unknown)
     memory_current = read_kept(files.memory_current, path, unknown)
     cpu_pressure = read_kept(files.cpu_pressure, path, unknown)
