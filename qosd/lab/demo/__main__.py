@@ -8,14 +8,14 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.console import Console
 
 from qosd.lab.demo import report, results, table, target
 from qosd.lab.demo.steps import StepError, Steps, run
-from qosd.lab.scenario.planned import MODES, Plan, alternating
+from qosd.lab.scenario.planned import MODES, Daemon, Plan, alternating
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,9 +44,7 @@ class Options(NamedTuple):
 def build_load(steps: Steps, output: Path) -> Path:
     binary = output / "openloop"
     with steps.step("building the load generator"):
-        run(
-            ["gcc", "-O2", "-Wall", "-static", "-o", str(binary), str(SOURCE), "-lm"], output / "log.txt"
-        )
+        run(["gcc", "-O2", "-Wall", "-static", "-o", str(binary), str(SOURCE), "-lm"], output / "log.txt")
     return binary
 
 
@@ -81,7 +79,9 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
         if deb is not None:
             with steps.step(f"apt install ./{deb.name} in the guest"):
                 guest.install(deb)
-        plan = make_plan(options, guest.daemon() if "qosd" in options.modes else None, installed=deb is not None)
+        plan = make_plan(
+            options, guest.daemon() if "qosd" in options.modes else None, installed=deb is not None
+        )
         yield from play(guest, share / "demo", openloop, plan, options)
 
 
@@ -102,7 +102,7 @@ def needs_package(options: Options) -> bool:
     return "qosd" in options.modes
 
 
-def make_plan(options: Options, daemon: target.Daemon | None, *, installed: bool) -> Plan:
+def make_plan(options: Options, daemon: Daemon | None, *, installed: bool) -> Plan:
     """With the package the shipped slices are there; else the demo brings the same under other names."""
     rounds = alternating(options.modes, options.rounds)
     if installed:
@@ -179,14 +179,18 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--modes", callback=_modes, default=",".join(MODES), show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--kernel", default="6.12", show_default=True, help="The guest's kernel.")
-@click.option("--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time.")
+@click.option(
+    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time."
+)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there as JSON, too.")
-def main(**given: object) -> None:
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there as JSON, too."
+)
+def main(**given: Any) -> None:  # noqa: ANN401 - click has checked them
     """Show what qosd does to a latency-sensitive service and best-effort jobs on one host."""
     steps = Steps(Console())
     try:
-        demonstrate(steps, Options(**given))  # type: ignore[arg-type] - click has checked them
+        demonstrate(steps, Options(**given))
     except StepError as error:
         print(f"demo: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Charts as SVG text: panels with scales, lines, steps, dots. Colours and type come from the page's style sheet."""
+"""Charts as SVG text: panels with scales, lines, steps, dots. Colours and type are the style sheet's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Point = tuple[float, float]
+WIDE = 8
+"""From this ratio of its ends on, a log axis has labels enough at 1, 2 and 5."""
 
 
 class Panel(NamedTuple):
@@ -45,7 +47,8 @@ class Panel(NamedTuple):
 
 def svg(width: float, height: float, label: str, *parts: str) -> str:
     body = "\n".join(part for part in parts if part)
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">\n{body}\n</svg>'
+    name = html.escape(label)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{name}">\n{body}\n</svg>'
 
 
 def text(x: float, y: float, words: str, css: str = "", anchor: str = "start") -> str:
@@ -88,9 +91,8 @@ def band(panel: Panel, begin: float, end: float, css: str, title: str = "") -> s
 
 
 def dot(x: float, y: float, radius: float, css: str, title: str) -> str:
-    return (
-        f'<circle class="{css}" cx="{x:g}" cy="{y:g}" r="{radius:g}"><title>{html.escape(title)}</title></circle>'
-    )
+    hint = html.escape(title)
+    return f'<circle class="{css}" cx="{x:g}" cy="{y:g}" r="{radius:g}"><title>{hint}</title></circle>'
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -104,9 +106,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten within [low, high]."""
+    """1, 2 and 5 times the powers of ten within [low, high]; more of them where that leaves few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values = (factor * 10.0**decade for decade in decades for factor in (1, 2, 5))
+    factors = (1, 2, 5) if high / low > WIDE else (1, 1.5, 2, 3, 4, 5, 7)
+    values = (factor * 10.0**decade for decade in decades for factor in factors)
     return [round(value, 10) for value in values if low <= value <= high]
 
 
@@ -124,8 +127,8 @@ def y_axis(panel: Panel, unit: str, values: Iterable[float] | None = None) -> st
 
 def x_axis(panel: Panel, unit: str, about: int = 8) -> str:
     shown = ticks(*panel.x, about=about)
-    parts = [
-        text(panel.px(value), panel.bottom + 18, f"{value:g} {unit}" if value == shown[-1] else f"{value:g}", "tick", "middle")
-        for value in shown
-    ]
-    return "\n".join(parts)
+    labels = [f"{value:g} {unit}" if value == shown[-1] else f"{value:g}" for value in shown]
+    positions = [(panel.px(value), panel.bottom + 18) for value in shown]
+    return "\n".join(
+        text(x, y, label, "tick", "middle") for (x, y), label in zip(positions, labels, strict=True)
+    )

@@ -1,7 +1,8 @@
-"""From raw requests and samples to figures. Exact: every request counts, nothing is binned or interpolated."""
+"""From raw requests and samples to figures. Exact: every request counts, nothing is binned."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,12 +75,12 @@ def slots(requests: Iterable[Request], width: float) -> list[Slot]:
 
 
 def counter_at(points: Sequence[tuple[float, float]], at: float) -> float:
-    """A growing counter between two looks at it, by the straight line; before and after all looks, the nearest."""
+    """A growing counter between two looks at it, by the straight line; outside of all looks, the nearest."""
     if not points:
         raise ValueError("no samples: no counter")
     if at <= points[0][0]:
         return points[0][1]
-    for (t0, v0), (t1, v1) in zip(points, points[1:], strict=False):
+    for (t0, v0), (t1, v1) in itertools.pairwise(points):
         if at <= t1:
             return v0 + (v1 - v0) * (at - t0) / (t1 - t0)
     return points[-1][1]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import html
 import importlib.resources
 import string
 from typing import TYPE_CHECKING
 
 from qosd.lab.demo import strips, table, timeline
-from qosd.lab.demo.results import FIGURES, Decision, Result, Round, summary
+from qosd.lab.demo.results import FIGURES, Result, Round, summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from qosd.lab.demo.figures import Spread
+    from qosd.lab.scenario.planned import Mode
 
 EMULATED = {"qemu", "bochs"}
 """What systemd-detect-virt calls QEMU without KVM."""
 
 
-def render(result: Result, now: datetime.datetime | None = None) -> str:
+def render(result: Result, now: dt.datetime | None = None) -> str:
     template = importlib.resources.files("qosd.lab.demo").joinpath("page.html").read_text(encoding="utf-8")
-    date = (now or datetime.datetime.now(datetime.UTC)).strftime("%Y-%m-%d %H:%M UTC")
+    date = (now or dt.datetime.now(dt.UTC)).strftime("%Y-%m-%d %H:%M UTC")
     qosd = result.of("qosd")
     return string.Template(template).substitute(
         title=html.escape(str(result.facts["system"])),
@@ -41,22 +40,20 @@ def render(result: Result, now: datetime.datetime | None = None) -> str:
 
 
 def headline(result: Result) -> str:
-    """What was seen, in one sentence, whether it flatters qosd or not."""
+    """What was seen, in two sentences, whether it flatters qosd or not."""
     figures = summary(result)
 
-    def words(mode: str) -> str:
-        one = figures[mode]  # type: ignore[index] - a mode that is there
-        return (
-            f"LS p99 is {table.digits(one['p99_ms'].median)} ms"
-            f" and BE gets {table.digits(one['be_cpus'].median)} of {result.facts['cpus']} CPUs"
-        )
+    def words(mode: Mode) -> tuple[str, str]:
+        one = figures[mode]
+        return table.digits(one["p99_ms"].median), table.digits(one["be_cpus"].median)
 
-    said = []
-    if "qosd" in figures:
-        said.append(f"<b>With qosd</b>, {words('qosd')}.")
-    if "uncontrolled" in figures:
-        said.append(f"<i>Without</i>, {words('uncontrolled')}.")
-    return " ".join(said) or "Best-effort jobs beside a latency-sensitive service"
+    if "qosd" not in figures or "uncontrolled" not in figures:
+        return "A latency-sensitive service beside best-effort jobs"
+    (p99, work), (p99_without, work_without) = words("qosd"), words("uncontrolled")
+    return (
+        f"<b>With qosd</b>, the service's p99 latency is {p99} ms while best-effort jobs get {work} of"
+        f" {result.facts['cpus']} CPUs. <i>Without</i>, it is {p99_without} ms while they get {work_without}."
+    )
 
 
 def _target(result: Result) -> str:
@@ -78,15 +75,18 @@ def _strips(result: Result) -> str:
 
 def _explanation(result: Result) -> str:
     return (
-        f"LS is redis behind an open-loop load at {100 * result.load['share']:.0f} % of the CPUs, BE is stress-ng"
-        " with more threads than CPUs. The two pictures belong together: BE frozen is the best that LS can get,"
-        " and the most that BE can get leaves LS waiting."
+        f"LS (latency-sensitive) is redis under an open-loop load of {100 * result.load['share']:.0f} % of"
+        " the CPUs; BE (best-effort) is stress-ng with more threads than CPUs. Read the two together: with BE"
+        " frozen LS is as fast as it gets, and nothing else is done."
     )
 
 
 def _table(result: Result) -> str:
     figures = summary(result)
-    heads = "".join(f"<th>{html.escape(table.heading(figure, result)).replace(chr(10), '<br>')}</th>" for figure in FIGURES)
+    heads = "".join(
+        f"<th>{html.escape(table.heading(figure, result)).replace(chr(10), '<br>')}</th>"
+        for figure in FIGURES
+    )
     rows = []
     for mode in result.modes:
         cells = "".join(f"<td>{_cell(figures[mode][figure.key])}</td>" for figure in FIGURES)
@@ -96,7 +96,9 @@ def _table(result: Result) -> str:
 
 
 def _cell(figure: Spread) -> str:
-    return f"{table.digits(figure.median)} <small>{table.digits(figure.low)}–{table.digits(figure.high)}</small>"
+    return (
+        f"{table.digits(figure.median)} <small>{table.digits(figure.low)}–{table.digits(figure.high)}</small>"
+    )
 
 
 KEY = (
@@ -110,31 +112,32 @@ KEY = (
 def _close_up(rounds: list[Round], result: Result) -> str:
     if not rounds:
         return ""
-    last, *others = reversed(rounds)
-    more = "".join(
-        f"<details><summary>round {one.number}</summary><div class='card'>{timeline.one_round(one, result)}</div></details>"
-        for one in reversed(others)
-    )
+    *others, last = rounds
+    more = "".join(_folded(f"round {one.number}", timeline.one_round(one, result)) for one in others)
     return (
         f"<h2>qosd at work: round {last.number} from close by</h2>"
-        "<p class='note'>LS bursts, jobs come and go, and qosd moves what BE may use. Each mark is a setting that"
-        " changed in the kernel's files.</p>"
-        f"<div class='card'>{timeline.one_round(last, result)}{KEY}</div>{_decisions(last.decisions, last)}{more}"
+        "<p class='note'>LS bursts, jobs come and go, and qosd moves what BE may use. A mark is a setting of"
+        " BE that changed in the kernel's files.</p>"
+        f"<div class='card'>{timeline.one_round(last, result)}{KEY}</div>{_decisions(last)}{more}"
     )
 
 
-def _decisions(decisions: Iterable[Decision], one: Round) -> str:
-    shown = [decision for decision in decisions if 0 <= decision.at <= one.measured]
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{summary}</summary><div class='card'>{content}</div></details>"
+
+
+def _decisions(one: Round) -> str:
+    shown = [decision for decision in one.decisions if 0 <= decision.at <= one.measured]
     if not shown:
-        return "<p>qosd changed nothing in this round.</p>"
+        return "<p>No setting of BE changed in this round.</p>"
     rows = "".join(
         f"<tr><td>{decision.at:.1f} s</td><td class='text'><code>{html.escape(decision.file)}</code></td>"
         f"<td class='text'><code>{html.escape(decision.value)}</code></td>"
         f"<td class='text'>{html.escape(decision.reason or '')}</td></tr>"
         for decision in shown
     )
-    head = "<tr><th>at</th><th style='text-align:left'>file</th><th style='text-align:left'>value</th><th style='text-align:left'>why</th></tr>"
-    return f"<details><summary>{len(shown)} decisions</summary><div class='card'><table>{head}{rows}</table></div></details>"
+    heads = "".join(f"<th class='text'>{title}</th>" for title in ("at", "file", "value", "why"))
+    return _folded(f"its {len(shown)} decisions", f"<table><tr>{heads}</tr>{rows}</table>")
 
 
 def _explain(rounds: list[Round]) -> str:
@@ -149,20 +152,22 @@ def _explain(rounds: list[Round]) -> str:
 
 
 def _facts(result: Result) -> str:
-    load, facts = result.load, result.facts
-    timing = result.timing
+    load, facts, timing = result.load, result.facts, result.timing
     pairs = {
         "Target": _target(result),
-        "LS": f"redis {facts['redis'].removeprefix('v=')}, one per CPU, {load['rate']:.0f} requests/s"
-        f" ({load['burst_rate']:.0f} in the burst), Poisson, {load['request_usec'] / 1000:.2f} ms of CPU each"
-        " with the load generator's own",
-        "BE": f"stress-ng {facts['stress_ng']}, {2 * facts['cpus']} threads, and {facts['cpus']} more for a while",
-        "Latency": "from the intended start of every request (no coordinated omission); nothing is sampled or binned",
-        "Rounds": f"{_rounds(result)} of {timing.measured:g} s per mode after {timing.settle:g} s of settling,"
+        "LS": f"redis {facts['redis'].removeprefix('v=')}, a server per CPU; {load['rate']:.0f} requests/s,"
+        f" {load['burst_rate']:.0f} in the burst, arriving at random (Poisson);"
+        f" {load['request_usec'] / 1000:.2f} ms of CPU each, the load generator's own share included",
+        "BE": f"stress-ng {facts['stress_ng']}: {2 * facts['cpus']} CPU hogs,"
+        f" and {facts['cpus']} more for a while",
+        "Latency": "from each request's intended start (no coordinated omission); every request counts",
+        "Rounds": f"{_rounds(result)} of {timing.measured:g} s per mode, after {timing.settle:g} s to settle;"
         " every other time in reverse order; a warm-up is not counted",
         "BE work": "CPU time of the jobs' own cgroups per second of the round" + _ops(result),
     }
-    return "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in pairs.items())
+    return "".join(
+        f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>" for key, value in pairs.items()
+    )
 
 
 def _rounds(result: Result) -> int:
@@ -179,27 +184,34 @@ def _ops(result: Result) -> str:
     return f"; stress-ng operations per CPU-second: {', '.join(found)}" if found else ""
 
 
+EMULATION = (
+    "The CPUs are emulated in software, about ten times slower than real ones and at an uneven pace. Compare"
+    " modes with each other within this run; do not take its milliseconds for what real hardware shows."
+)
+BASELINE = (
+    "Frozen, not absent, is the baseline: with BE absent CPUs fall asleep, and waking them costs latency that"
+    " has nothing to do with BE."
+)
+STEAL_WORTH_TELLING = 0.02
+
+
 def notes(result: Result) -> list[str]:
     """What a reader must know before believing a figure."""
-    said = []
-    if _is_emulated(result):
-        said.append(
-            "The CPUs are emulated in software, about ten times slower than real ones and at an uneven pace. Compare"
-            " modes with each other, in this run; do not take a number of milliseconds for what real hardware shows."
-        )
-    said.append(
-        "Frozen, not absent, is the baseline: with BE absent CPUs fall asleep, and waking them costs latency that"
-        " has nothing to do with BE."
-    )
     requests = min(len(one.requests) for one in result.rounds)
-    said.append(
-        f"p99.9 rests on the {max(requests // 1000, 1)} slowest of some {requests} requests of a round: take it as"
-        " a hint. A difference within the spread of the rounds is no difference."
-    )
+    said = [EMULATION] if _is_emulated(result) else []
+    said += [
+        BASELINE,
+        (
+            f"p99.9 rests on the {max(requests // 1000, 1)} slowest of some {requests} requests of a round: a"
+            " hint, no more. A difference within the spread of the rounds is no difference."
+        ),
+    ]
     unanswered = sum(one.unanswered for one in result.rounds)
     if unanswered:
-        said.append(f"{unanswered} requests had no answer 2 s after their round; they count with the time they waited.")
+        said.append(
+            f"{unanswered} requests were not answered at all; they count with the time they had waited."
+        )
     steal = max(one.steal for one in result.rounds)
-    if steal > 0.02:  # noqa: PLR2004 - two per cent of the CPU time
-        said.append(f"Up to {100 * steal:.0f} % of the CPU time was withheld by the target's own host in a round.")
+    if steal > STEAL_WORTH_TELLING:
+        said.append(f"Up to {100 * steal:.0f} % of a round's CPU time was withheld by the target's own host.")
     return said

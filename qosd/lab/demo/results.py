@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +98,9 @@ def read_latencies(data: bytes) -> Latencies:
     magic, started_nsec, _, count, unanswered = HEADER.unpack_from(data)
     if magic != b"openloop" or len(data) != HEADER.size + count * RECORD.size:
         raise ValueError("not a whole file of openloop")
-    requests = [Request(start / 1e6, latency / 1e3) for start, latency in RECORD.iter_unpack(data[HEADER.size :])]
+    requests = [
+        Request(start / 1e6, latency / 1e3) for start, latency in RECORD.iter_unpack(data[HEADER.size :])
+    ]
     return Latencies(started_nsec / 1e9, unanswered, requests)
 
 
@@ -167,7 +170,7 @@ def decisions(samples: list[dict[str, Any]], audit: list[str], zero: float) -> l
     """Every change of BE's settings that was seen in the kernel's files, with the nearest reason recorded."""
     reasons = _reasons(audit)
     found: list[Decision] = []
-    for before, after in zip(samples, samples[1:], strict=False):
+    for before, after in itertools.pairwise(samples):
         for file, value in after["be"].items():
             if value is None or before["be"].get(file) in (None, value):
                 continue
@@ -242,7 +245,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "load": result.load,
         "slo_ms": result.slo_ms,
         "modes": {
-            mode: {key: one._asdict() for key, one in figures.items()} for mode, figures in summary(result).items()
+            mode: {key: one._asdict() for key, one in figures.items()}
+            for mode, figures in summary(result).items()
         },
         "rounds": [
             {

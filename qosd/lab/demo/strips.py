@@ -23,9 +23,9 @@ NAMES: dict[str, str] = {
 def strip(result: Result, figure: Figure, caption: str) -> str:
     """One figure for all modes."""
     values = {mode: [figure.of(one, result.slo_ms) for one in result.of(mode)] for mode in result.modes}
-    high = max(max(found) for found in values.values()) * 1.12 or 1.0
+    high = max(max(found) for found in values.values()) * 1.05 or 1.0
     rows = len(values)
-    panel = chart.Panel(132, 34, 300, rows * ROW, (0, high), (0, rows))
+    panel = chart.Panel(132, 34, 268, rows * ROW, (0, high), (0, rows))
     parts = [chart.text(0, 16, caption, "strip-title")]
     for at in chart.ticks(0, high, about=4):
         x = panel.px(at)
@@ -42,7 +42,7 @@ def _row(panel: chart.Panel, row: int, mode: str, found: list[float], unit: str)
     width = panel.px(middle) - panel.left
     parts = [
         chart.text(panel.left - 10, y + 5, NAMES[mode], f"row-name {mode}", "end"),
-        f'<rect class="bar {mode}" x="{panel.left:g}" y="{y - 11:g}" width="{max(width, 1):g}" height="22" rx="2"/>',
+        f'<rect class="bar {mode}" x="{panel.left:g}" y="{y - 11:g}" width="{max(width, 1):g}" height="22"/>',
     ]
     parts += [chart.dot(panel.px(value), y, 4, f"round {mode}", f"{digits(value)} {unit}") for value in found]
     last = max(panel.px(max(found)), panel.px(middle))

@@ -52,7 +52,7 @@ def heading(figure: Figure, result: Result) -> str:
 
 
 def sentences(result: Result) -> list[str]:
-    """Qosd against the other ways to run the same BE jobs. A difference is claimed only beyond the rounds' spread."""
+    """Qosd against the other ways to run the same jobs. Within the rounds' spread nothing is claimed."""
     others = [mode for mode in ("uncontrolled", "floor") if mode in result.modes]
     if "qosd" not in result.modes:
         return []

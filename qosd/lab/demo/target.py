@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 PATIENCE = 90.0
-"""Seconds without a word from the scenario after which it is taken for lost; the longest step is one round."""
+"""Seconds without a word from the scenario after which it is taken for lost; a step is at most one round."""
 
 
 class Started(Protocol):
@@ -81,7 +81,7 @@ class _Process:
 
 
 class Host:
-    """This host, as it is."""
+    """The host we are on, as it is."""
 
     def start(self, command: str) -> Started:
         return _Process(command)
@@ -181,7 +181,7 @@ def host_daemon(directory: Path) -> Daemon:
 
 
 def host_refusals(root: str = "/") -> list[str]:
-    """Why the demo cannot run on this host itself: one line per reason, with what to do. Empty when it can."""
+    """Why the demo cannot run on this host itself, a line per reason with what to do. Empty when it can."""
     cgroups = os.path.join(root, "sys/fs/cgroup")
     reasons = []
     if os.geteuid() != 0:
@@ -189,10 +189,13 @@ def host_refusals(root: str = "/") -> list[str]:
     controllers = os.path.join(cgroups, "cgroup.controllers")
     if not os.path.exists(controllers):
         reasons.append(
-            "/sys/fs/cgroup is not cgroup v2 alone: boot with systemd.unified_cgroup_hierarchy=1, or run `make demo`"
+            "/sys/fs/cgroup is not cgroup v2 alone: boot with systemd.unified_cgroup_hierarchy=1,"
+            " or run `make demo`, which brings a guest that is"
         )
     elif "cpu" not in Path(controllers).read_text().split():
-        reasons.append("cgroup v2 has no cpu controller here: a v1 hierarchy or the kernel's command line took it")
+        reasons.append(
+            "cgroup v2 has no cpu controller here: a v1 hierarchy or the kernel's command line took it"
+        )
     if not os.path.isdir(os.path.join(root, "run/systemd/system")):
         reasons.append("systemd does not run here, and the demo's jobs are its units")
     reasons += [

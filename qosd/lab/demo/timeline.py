@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 SLOT = 0.5
 WIDTH = 1000
-LEFT, RIGHT = 64, 984
+LEFT, RIGHT = 64, 918
+"""The panels' edges; right of them the SLO has its name."""
 GAP = 1.0
 """Seconds drawn between two rounds; what lies between them in truth is set-up and is not shown."""
 
@@ -100,9 +101,8 @@ def _work(panel: Panel, one: Round, at: float) -> str:
 
 def _slo(panel: Panel, slo_ms: float) -> str:
     y = panel.py(slo_ms)
-    return (
-        f'<line class="slo" x1="{panel.left:g}" x2="{panel.right:g}" y1="{y:g}" y2="{y:g}"/>'
-        + chart.text(panel.right, y - 5, f"SLO {slo_ms:g} ms", "slo-name", "end")
+    return f'<line class="slo" x1="{panel.left:g}" x2="{panel.right:g}" y1="{y:g}" y2="{y:g}"/>' + chart.text(
+        panel.right + 6, y + 4, f"SLO {slo_ms:g} ms", "slo-name"
     )
 
 
@@ -137,7 +137,9 @@ def _load_bands(one: Round, result: Result, latency: Panel, power: Panel) -> str
     for at, what in one.events:
         if 0 <= at <= one.measured:
             x = power.px(at)
-            parts.append(f'<line class="event" x1="{x:g}" x2="{x:g}" y1="{power.top:g}" y2="{power.bottom:g}"/>')
+            parts.append(
+                f'<line class="event" x1="{x:g}" x2="{x:g}" y1="{power.top:g}" y2="{power.bottom:g}"/>'
+            )
             parts.append(chart.text(x + 5, power.bottom - 8, what, "event-name"))
     return "\n".join(parts)
 
@@ -165,8 +167,14 @@ def _marks(one: Round, latency: Panel, power: Panel) -> str:
         title = f"{decision.at:.1f} s: {decision.file} = {decision.value}"
         if decision.reason:
             title += f"\n{decision.reason}"
-        parts.append(f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{latency.bottom + 14:g}" y2="{power.bottom:g}"/>')
+        parts.append(
+            f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{latency.bottom + 14:g}" y2="{power.bottom:g}"/>'
+        )
         parts.append(chart.dot(x, latency.bottom + 14, 4.5, "mark-dot", title))
     if parts:
-        parts.append(chart.text(power.right, latency.bottom + 34, "● a write by qosd (hover for why)", "mark-name", "end"))
+        parts.append(
+            chart.text(
+                power.right, latency.bottom + 34, "● a write by qosd (hover for why)", "mark-name", "end"
+            )
+        )
     return "\n".join(parts)
