@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format deb wheel lab bench-tick clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,28 @@ lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 format: $(VENV)/stamp ## let ruff format and fix what it can
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+
+PROBES := $(patsubst %.bpf.c,%.bpf.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
+
+build-packages:
+	packaging/bootstrap package
+
+%.bpf.o: %.bpf.c packaging/bpf | build-packages
+	packaging/bpf $< $@
+
+bpf: $(PROBES) ## compile the BPF programs
+
+wheel: $(VENV)/stamp build-packages bpf ## dist/qosd-VERSION.whl
+	rm -rf build dist/qosd-*.whl
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RUN) -m build --wheel --outdir dist . >build.log 2>&1 || { cat build.log; exit 1; }
+	rm -rf build build.log
+
+deb: wheel ## dist/qosd_VERSION_ARCH.deb
+	rm -f dist/qosd_*.deb
+	$(RUN) packaging/deb.py dist/qosd-*.whl
+
+pins: $(VENV)/stamp ## take newer libraries into the .deb
+	$(RUN) packaging/pin.py
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

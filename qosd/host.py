@@ -12,6 +12,8 @@ from qosd.procfs import Mount, parse_mounts
 EX_CONFIG = 78
 """The exit status for a host or a configuration that a restart cannot help (sysexits.h)."""
 
+_BOOT_UNIFIED = "boot with the kernel parameter systemd.unified_cgroup_hierarchy=1"
+
 
 class HostFacts(msgspec.Struct, frozen=True):
     cgroup_root: str | None
@@ -37,17 +39,14 @@ def probe_host(proc: str = "/proc") -> HostFacts:
 def require(facts: HostFacts) -> str:
     """The cgroup root, or `UnsupportedHost` with what is missing and the remedy."""
     if facts.cgroup_root is None:
-        raise UnsupportedHost(
-            "no cgroup v2 hierarchy is mounted; boot with the kernel parameter systemd.unified_cgroup_hierarchy=1"
-        )
+        raise UnsupportedHost(f"no cgroup v2 hierarchy is mounted; {_BOOT_UNIFIED}")
     if facts.hybrid and "cpu" not in facts.controllers:
         raise UnsupportedHost(
-            f"cgroup v2 at {facts.cgroup_root} has no controllers (cgroup v1 holds them);"
-            " boot with the kernel parameter systemd.unified_cgroup_hierarchy=1"
+            f"cgroup v2 at {facts.cgroup_root} has no controllers (cgroup v1 holds them); {_BOOT_UNIFIED}"
         )
     if not facts.writable:
         raise UnsupportedHost(
-            f"cgroup v2 at {facts.cgroup_root} is mounted read-only; run qosd on the host itself, or remount it rw"
+            f"cgroup v2 at {facts.cgroup_root} is mounted read-only; run qosd on the host, not in a container"
         )
     return facts.cgroup_root
 

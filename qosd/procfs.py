@@ -94,3 +94,10 @@ def parse_mounts(mountinfo: bytes) -> list[Mount]:
 
 def _unescape(point: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+
+
+def cgroup2_mount(proc: str = "/proc") -> str | None:
+    """Where cgroup2 is mounted, None where it is not."""
+    with open(f"{proc}/self/mountinfo", "rb") as file:
+        mounts = parse_mounts(file.read())
+    return next((mount.point for mount in mounts if mount.fstype == "cgroup2"), None)

@@ -163,7 +163,6 @@ class Sensor:
         for root in self._roots.values():
             root.close(self._sys)
         self._roots = {}
-        self._host.close()
 
     def _follow_rules(self) -> None:
         matches, self.refused = discover.resolve(
