@@ -46,9 +46,15 @@ def raw_round(mode: Mode, number: int, plan: Plan) -> dict[str, Any]:
         }
         for tick in range(int(plan.timing.end * 4) + 4)
     ]
-    audit = [json.dumps({"file": "cpu.max", "value": "90000 100000", "reason": {"text": WHY}}), '{"torn'] * (
-        mode == "qosd"
-    )
+    change = {
+        "path": "be.slice",
+        "file": "cpu.max",
+        "new": "90000 100000",
+        "reason": {"text": WHY},
+        "error": None,
+    }
+    failed = change | {"new": "1 1", "error": "EINVAL"}
+    decisions = [record | {"time": 1000 + STARTED + 5.25} for record in (change, failed)]
     return {
         "mode": mode,
         "round": number,
@@ -56,14 +62,15 @@ def raw_round(mode: Mode, number: int, plan: Plan) -> dict[str, Any]:
         "samples": samples,
         "events": [{"at": STARTED + 4, "what": "a second BE job comes"}],
         "bogo_ops": 9000 if mode != "frozen" else None,
-        "audit": audit,
-        "answers": {"status": None, "explain": f"be.slice cpu.max: {WHY}"} if mode == "qosd" else None,
+        "realtime": 1000.0,
+        "decisions": decisions if mode == "qosd" else [],
+        "answers": {"explain": f"be.slice cpu.max: {WHY}"} if mode == "qosd" else None,
     }
 
 
 @pytest.fixture
 def result(tmp_path: Path) -> Result:
-    plan = Plan(rounds=alternating(MODES, 3), daemon=Daemon(("a",), ("b",), ("c",)))
+    plan = Plan(rounds=alternating(MODES, 3), daemon=Daemon(("a",), ("b",), ("c",), "/socket"))
     for number, modes in enumerate(plan.rounds, start=1):
         for mode in modes:
             raw = raw_round(mode, number, plan)
@@ -115,10 +122,10 @@ def test_the_modes_come_in_one_order_whatever_was_played_first(result: Result) -
     assert [one.mode for one in result.rounds[:5]] == [*MODES, "qosd"]
 
 
-def test_a_change_in_the_kernels_file_is_a_decision_with_its_reason(result: Result) -> None:
+def test_a_write_of_qosds_is_a_decision_with_its_reason(result: Result) -> None:
     (decision,) = result.of("qosd")[0].decisions
 
-    assert (decision.file, decision.value, decision.reason) == ("cpu.max", "90000 100000", WHY)
+    assert decision == (pytest.approx(2.75), "be.slice", "cpu.max", "90000 100000", WHY)
     assert result.of("floor")[0].decisions == []
 
 
@@ -178,7 +185,7 @@ def test_the_report_does_without_qosd_and_without_its_answers(result: Result) ->
     silent = result._replace(rounds=[one._replace(answers=None, decisions=[]) for one in result.rounds])
 
     assert "qosctl explain" not in report.render(without)
-    assert "No setting of BE changed" in report.render(silent)
+    assert "qosd wrote nothing" in report.render(silent)
 
 
 def test_the_figures_are_there_for_programs_too(result: Result) -> None:
@@ -190,7 +197,7 @@ def test_the_figures_are_there_for_programs_too(result: Result) -> None:
 
 def test_a_plan_comes_back_as_it_was_written(tmp_path: Path) -> None:
     path = str(tmp_path / "plan.json")
-    for daemon in (None, Daemon(("start",), ("stop",), ("qosctl",), "/audit")):
+    for daemon in (None, Daemon(("start",), ("stop",), ("qosctl",), "/socket")):
         plan = Plan(rounds=alternating(MODES, 3), daemon=daemon, slices={"a.slice": "[Slice]\n"})
         plan.write(path)
 

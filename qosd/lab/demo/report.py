@@ -116,8 +116,7 @@ def _close_up(rounds: list[Round], result: Result) -> str:
     more = "".join(_folded(f"round {one.number}", timeline.one_round(one, result)) for one in others)
     return (
         f"<h2>qosd at work: round {last.number} from close by</h2>"
-        "<p class='note'>LS bursts, jobs come and go, and qosd moves what BE may use. A mark is a setting of"
-        " BE that changed in the kernel's files.</p>"
+        "<p class='note'>LS bursts, jobs come and go, and qosd moves what BE may use. A mark is a write.</p>"
         f"<div class='card'>{timeline.one_round(last, result)}{KEY}</div>{_decisions(last)}{more}"
     )
 
@@ -129,15 +128,18 @@ def _folded(summary: str, content: str) -> str:
 def _decisions(one: Round) -> str:
     shown = [decision for decision in one.decisions if 0 <= decision.at <= one.measured]
     if not shown:
-        return "<p>No setting of BE changed in this round.</p>"
+        return "<p>qosd wrote nothing in this round.</p>"
     rows = "".join(
-        f"<tr><td>{decision.at:.1f} s</td><td class='text'><code>{html.escape(decision.file)}</code></td>"
-        f"<td class='text'><code>{html.escape(decision.value)}</code></td>"
-        f"<td class='text'>{html.escape(decision.reason or '')}</td></tr>"
+        f"<tr><td>{decision.at:.1f} s</td>{_code(f'{decision.path}/{decision.file}')}{_code(decision.value)}"
+        f"<td class='text'>{html.escape(decision.reason)}</td></tr>"
         for decision in shown
     )
     heads = "".join(f"<th class='text'>{title}</th>" for title in ("at", "file", "value", "why"))
     return _folded(f"its {len(shown)} decisions", f"<table><tr>{heads}</tr>{rows}</table>")
+
+
+def _code(words: str) -> str:
+    return f"<td class='text'><code>{html.escape(words)}</code></td>"
 
 
 def _explain(rounds: list[Round]) -> str:

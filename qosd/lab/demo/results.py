@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,12 +20,13 @@ RECORD = struct.Struct("<II")
 
 
 class Decision(NamedTuple):
-    """A setting of BE that changed, as the kernel's file showed it, with qosd's reason where it gave one."""
+    """A write of qosd's, with its reason."""
 
     at: float
+    path: str
     file: str
     value: str
-    reason: str | None = None
+    reason: str
 
 
 class Round(NamedTuple):
@@ -144,7 +143,7 @@ def read_round(raw: dict[str, Any], data: bytes, timing: Timing, cpus: int) -> R
         be_points=be_points,
         ls_points=[(sample["at"] - zero, sample["ls_usec"] / 1e6) for sample in samples],
         allowance=[(sample["at"] - zero, allowed_cpus(sample["be"], cpus)) for sample in samples],
-        decisions=decisions(samples, raw["audit"], zero),
+        decisions=decisions(raw["decisions"], zero + raw["realtime"]),
         events=[(event["at"] - zero, event["what"]) for event in raw["events"]],
         steal=_steal(samples),
         ops_per_cpu_second=_per_second(raw["bogo_ops"], be_points),
@@ -166,31 +165,15 @@ def _steal(samples: list[dict[str, Any]]) -> float:
     return float(grown[7] / total) if total else 0.0
 
 
-def decisions(samples: list[dict[str, Any]], audit: list[str], zero: float) -> list[Decision]:
-    """Every change of BE's settings that was seen in the kernel's files, with the nearest reason recorded."""
-    reasons = _reasons(audit)
-    found: list[Decision] = []
-    for before, after in itertools.pairwise(samples):
-        for file, value in after["be"].items():
-            if value is None or before["be"].get(file) in (None, value):
-                continue
-            found.append(Decision(after["at"] - zero, file, value, reasons.get((file, value))))
-    return found
-
-
-def _reasons(audit: list[str]) -> dict[tuple[str, str], str]:
-    """The reasons in qosd's audit records, by what they set; the last one where a value came twice."""
-    reasons: dict[tuple[str, str], str] = {}
-    for line in audit:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that was being written
-        reason = record.get("reason") or {}
-        text = reason.get("text") if isinstance(reason, dict) else str(reason)
-        if text and "file" in record and "value" in record:
-            reasons[record["file"], str(record["value"])] = text
-    return reasons
+def decisions(records: list[dict[str, Any]], zero: float) -> list[Decision]:
+    """What qosd wrote, from its own records; `zero` in the wall clock's seconds."""
+    return [
+        Decision(
+            record["time"] - zero, record["path"], record["file"], record["new"], record["reason"]["text"]
+        )
+        for record in records
+        if record["error"] is None
+    ]
 
 
 def read(directory: Path, plan: Plan, slo_ms: float) -> Result:

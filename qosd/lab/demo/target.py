@@ -67,7 +67,7 @@ class Guest:
             start=("systemctl", "start", "qosd.service"),
             stop=("systemctl", "stop", "qosd.service"),
             qosctl=("qosctl",),
-            audit="/var/lib/qosd/audit.jsonl",
+            socket="/run/qosd/control.sock",
         )
 
 
@@ -170,13 +170,14 @@ def host_daemon(directory: Path) -> Daemon:
         "--property=StateDirectory=",
         "--property=Delegate=cpu cpuset io memory",
         f"--property=WorkingDirectory={ROOT}",
-        f"--property=ExecStopPost={sys.executable} -m qosd restore",
+        f"--property=ExecStopPost={sys.executable} -m qosd restore --runtime {runtime}",
     )
     start = ("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--slice=qosdemo.slice", *properties)
     return Daemon(
-        start=(*start, "--", *run, "run", "--config", str(config)),
+        start=(*start, "--", *run, "run", "--config", str(config), "--runtime", runtime),
         stop=("systemctl", "stop", unit),
         qosctl=(sys.executable, "-m", "qosd.ctl.main", "--socket", f"{runtime}/control.sock"),
+        socket=f"{runtime}/control.sock",
     )
 
 

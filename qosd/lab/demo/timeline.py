@@ -164,9 +164,7 @@ def _marks(one: Round, latency: Panel, power: Panel) -> str:
         if not 0 <= decision.at <= one.measured:
             continue
         x = power.px(decision.at)
-        title = f"{decision.at:.1f} s: {decision.file} = {decision.value}"
-        if decision.reason:
-            title += f"\n{decision.reason}"
+        title = f"{decision.at:.1f} s: {decision.path} {decision.file} = {decision.value}\n{decision.reason}"
         parts.append(
             f'<line class="mark" x1="{x:g}" x2="{x:g}" y1="{latency.bottom + 14:g}" y2="{power.bottom:g}"/>'
         )

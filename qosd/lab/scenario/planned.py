@@ -35,8 +35,8 @@ class Daemon:
     start: tuple[str, ...]
     stop: tuple[str, ...]
     qosctl: tuple[str, ...]
-    audit: str | None = None
-    """The file of decision records, where there is one."""
+    socket: str
+    """Its control socket."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from . import service, units
+from . import control, service, units
 from .sampler import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .planned import Daemon, Mode, Plan
+    from .planned import Mode, Plan
 
 EVIDENCE_SECONDS = 6.0
 """How much longer LS goes on in the round where qosd is asked what it does and why; never counted."""
@@ -92,11 +91,10 @@ class Stage:
 
 def play(stage: Stage, mode: Mode, name: str, *, ask: bool = False) -> dict[str, Any]:
     """One round's raw figures; `ask` keeps LS going at its end, until qosd has answered."""
-    audit = Audit(stage.plan.daemon)
     with in_mode(mode, stage.plan):
         seen = _measure(stage, mode, name, ask=ask)
     # Only now: the jobs say what they did when they are interrupted.
-    return {"mode": mode, **seen, "bogo_ops": bogo_ops(stage.directory), "audit": audit.lines()}
+    return {"mode": mode, **seen, "bogo_ops": bogo_ops(stage.directory)}
 
 
 def _measure(stage: Stage, mode: Mode, name: str, *, ask: bool) -> dict[str, Any]:
@@ -115,10 +113,13 @@ def _measure(stage: Stage, mode: Mode, name: str, *, ask: bool) -> dict[str, Any
     sampler.start()
     events = churn(stage, sampler, be_slice, began)
     _sleep_until(began + plan.timing.end + 1)
-    answers = ask_daemon(plan) if ask else None
+    answers = ask_qosctl(plan) if ask else None
     generator.wait()
     sampler.stop()
     return {
+        "realtime": time.time() - time.monotonic(),
+        "decisions": ask_daemon(mode, plan, "decisions") or [],
+        "status": ask_daemon(mode, plan, "status"),
         "latency": generator.output,
         "samples": sampler.samples,
         "events": events,
@@ -142,35 +143,16 @@ def _sleep_until(deadline: float) -> None:
     time.sleep(max(0.0, deadline - time.monotonic()))
 
 
-def ask_daemon(plan: Plan) -> dict[str, Any] | None:
-    """What qosctl says, while qosd is still at work. What fails is kept as what it said."""
+def ask_qosctl(plan: Plan) -> dict[str, str] | None:
+    """What qosctl says, while qosd is still at work; None where it cannot be run."""
     if plan.daemon is None:
         return None
-    status = units.command(*plan.daemon.qosctl, "status", "--json", check=False)
     try:
-        decoded = json.loads(status)
-    except json.JSONDecodeError:
-        decoded = None
-    explain = units.command(*plan.daemon.qosctl, "explain", plan.be_slice, check=False)
-    return {"status": decoded, "explain": explain}
+        return {"explain": units.command(*plan.daemon.qosctl, "explain", plan.be_slice)}
+    except (OSError, RuntimeError) as error:
+        return {"error": str(error)}
 
 
-class Audit:
-    """The decision records of one round: what was appended to the audit file since it began."""
-
-    def __init__(self, daemon: Daemon | None) -> None:
-        self._path = daemon.audit if daemon else None
-        self._offset = self._size()
-
-    def _size(self) -> int:
-        if self._path is None or not os.path.exists(self._path):
-            return 0
-        return os.path.getsize(self._path)
-
-    def lines(self) -> list[str]:
-        if self._path is None or not os.path.exists(self._path):
-            return []
-        with open(self._path, encoding="utf-8", errors="replace") as file:
-            if self._size() >= self._offset:  # else it was rotated meanwhile: all of it is new
-                file.seek(self._offset)
-            return file.read().splitlines()
+def ask_daemon(mode: Mode, plan: Plan, command: str) -> Any | None:  # noqa: ANN401 - JSON
+    """Its answer, in the rounds where it runs."""
+    return control.ask(plan.daemon.socket, command) if mode == "qosd" and plan.daemon is not None else None
