@@ -35,16 +35,24 @@ class Options(NamedTuple):
     slo_ms: float | None
     output: Path
     json_file: Path | None
+    openloop: Path | None
 
     @property
     def raw(self) -> Path:
         return self.output / "raw"
 
 
-def build_load(steps: Steps, output: Path) -> Path:
-    binary = output / "openloop"
+def build_load(steps: Steps, options: Options) -> Path:
+    """Static, so that it runs in any target whatever C library that has."""
+    if options.openloop is not None:
+        return options.openloop
+    binary = options.output / "openloop"
     with steps.step("building the load generator"):
-        run(["gcc", "-O2", "-Wall", "-static", "-o", str(binary), str(SOURCE), "-lm"], output / "log.txt")
+        run([str(target.ROOT / "packaging/bootstrap"), "demo"], options.output / "log.txt")
+        run(
+            ["gcc", "-O2", "-Wall", "-static", "-o", str(binary), str(SOURCE), "-lm"],
+            options.output / "log.txt",
+        )
     return binary
 
 
@@ -63,9 +71,8 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
     from qosd.lab.machine import Machine  # noqa: PLC0415
 
     with steps.step("installing what the lab needs"):
-        for what in ("lab", "demo"):
-            run([str(target.ROOT / "packaging/bootstrap"), what], options.output / "log.txt")
-    openloop = build_load(steps, options.output)
+        run([str(target.ROOT / "packaging/bootstrap"), "lab"], options.output / "log.txt")
+    openloop = build_load(steps, options)
     deb = build_deb(steps, options.output) if needs_package(options) else None
     with steps.step("the lab's image (built once, then cached)"):
         ensure_image()
@@ -89,7 +96,7 @@ def on_host(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
     refusals = target.host_refusals()
     if refusals:
         raise StepError("this host cannot run the demo itself:\n  " + "\n  ".join(refusals))
-    openloop = build_load(steps, options.output)
+    openloop = build_load(steps, options)
     with tempfile.TemporaryDirectory(prefix="qosd-demo-") as name:
         directory = Path(name)
         daemon = target.host_daemon(directory) if "qosd" in options.modes else None
@@ -181,6 +188,9 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--kernel", default="6.12", show_default=True, help="The guest's kernel.")
 @click.option(
     "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time."
+)
+@click.option(
+    "--openloop", type=click.Path(path_type=Path, exists=True), help="The load generator, built before."
 )
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option(
