@@ -33,7 +33,7 @@ BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
 
 bpf: $(BPF_OBJECTS) ## compile the eBPF probes (needs clang, llvm, libbpf-dev: packaging/bootstrap package)
 
-%.bpf.o: %.bpf.c qosd/ebpf/probes/kernel.h
+%.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch])
 	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -idirafter /usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
 	llvm-strip -g $@
 

@@ -64,6 +64,7 @@ _DECLARATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__key_size": (c_uint32, (c_void_p,)),
     "bpf_map__value_size": (c_uint32, (c_void_p,)),
     "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
     "bpf_map__set_type": (c_int, (c_void_p, c_int)),
     "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
     "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),

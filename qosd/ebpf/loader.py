@@ -7,12 +7,10 @@ import errno
 import importlib.resources
 import os
 import re
-from collections.abc import Callable, Collection
 
 from qosd.ebpf.errors import (
     BpfCallError,
     BtfMissingError,
-    HookMissingError,
     NotPermittedError,
     ObjectMissingError,
     RefusedError,
@@ -45,6 +43,7 @@ class Object:
         self._call = library.call
         self._links: list[int] = []
         self._rings: list[RingBuffer] = []
+        self._opened: dict[str, Map] = {}
         options = OpenOptions(ctypes.sizeof(OpenOptions), name.encode()[:15])
         with library.listening() as said:
             pointer = self._call.bpf_object__open_mem(elf, len(elf), ctypes.byref(options))
@@ -87,6 +86,11 @@ class Object:
         result = self._call.bpf_program__set_autoload(self._programs[program], False)
         checked(f"{self.name}: {program}: autoload off", result)
 
+    def leave_out_map(self, name: str) -> None:
+        """Before load only, for a map of programs that are left out."""
+        result = self._call.bpf_map__set_autocreate(self._maps[name], False)
+        checked(f"{self.name}: {name}: autocreate off", result)
+
     def load(self) -> None:
         """Create the maps and have the programs verified; raises with the verifier's own last words."""
         with self._library.listening() as said:
@@ -114,7 +118,9 @@ class Object:
 
     def map(self, name: str) -> Map:
         """After load."""
-        return Map(self._library, self._maps[name])
+        if name not in self._opened:
+            self._opened[name] = Map(self._library, self._maps[name])
+        return self._opened[name]
 
     def ring_buffer(self, name: str) -> RingBuffer:
         """After load; freed by `close`."""
@@ -170,40 +176,6 @@ def _last_words(said: list[str], otherwise: str) -> str:
             if words:
                 return words[-1].strip()
     return said[0].removeprefix("libbpf: ").strip() if said else otherwise
-
-
-def load(
-    library: Library, name: str, elf: bytes, prepare: Callable[[Object], None], optional: Collection[str] = ()
-) -> tuple[Object, tuple[str, ...]]:
-    """A loaded object, and the `optional` programs left out because this kernel has no hook for them.
-
-    Hooks are looked up only after a refusal: reading the kernel's BTF for it would double the start-up time.
-    """
-    try:
-        return _load(library, name, elf, prepare, ()), ()
-    except RefusedError:
-        missing = missing_hooks(library, name, elf)
-        if not missing:
-            raise
-    hooks = tuple(sorted(hook for program, hook in missing.items() if program not in optional))
-    if hooks:
-        raise HookMissingError(name, hooks)
-    return _load(library, name, elf, prepare, tuple(missing)), tuple(missing)
-
-
-def _load(
-    library: Library, name: str, elf: bytes, prepare: Callable[[Object], None], leave_out: tuple[str, ...]
-) -> Object:
-    loaded = Object(library, name, elf)
-    try:
-        for program in leave_out:
-            loaded.leave_out(program)
-        prepare(loaded)
-        loaded.load()
-    except BaseException:
-        loaded.close()
-        raise
-    return loaded
 
 
 def missing_hooks(library: Library, name: str, elf: bytes) -> dict[str, str]:

@@ -18,8 +18,6 @@ from qosd.ebpf.libbpf import BPF_ANY, BPF_STATS_RUN_TIME, SAMPLE, Library, check
 _PERCPU_TYPES = frozenset({5, 6, 10, 21})
 """BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE"""
 
-_ARRAY_TYPES = frozenset({2, 6})
-
 _BATCH = 128
 _PROG_INFO = 224
 """Bytes of struct bpf_prog_info up to verified_insns; the kernel fills as much as is asked for."""
@@ -54,8 +52,8 @@ class Map:
         if kind in _PERCPU_TYPES:
             self.element_size = aligned
             self.value_size = aligned * checked("libbpf_num_possible_cpus", call.libbpf_num_possible_cpus())
-        self._array = kind in _ARRAY_TYPES
-        self._batch = min(self.max_entries, _BATCH)
+        self._room = max(1, min(self.max_entries, _BATCH))
+        self._buffers: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None = None
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None if the key is not there."""
@@ -86,26 +84,30 @@ class Map:
         The values are views of a buffer that the next batch overwrites.
         """
         token = None
-        room = self._batch
         while True:
-            keys = ctypes.create_string_buffer(room * self.key_size)
-            values = ctypes.create_string_buffer(room * self.value_size)
-            count = ctypes.c_uint32(room)
+            keys, values = self._buffers or self._new_buffers()
+            count = ctypes.c_uint32(self._room)
             following = ctypes.create_string_buffer(max(self.key_size, 8))
             result = self._call.bpf_map_lookup_batch(
                 self.fd, token, following, keys, values, ctypes.byref(count), None
             )
             code = ctypes.get_errno() if result < 0 else 0
             if code == errno.ENOSPC:  # one hash bucket holds more than the room
-                room *= 2
+                self._room, self._buffers = 2 * self._room, None
                 continue
             if code not in (0, errno.ENOENT):
                 raise BpfCallError(f"{self.name}: lookup_batch", code, os.strerror(code))
             yield from self._split(keys, values, count.value)
             if code == errno.ENOENT:  # that was the last one
-                self._batch = room
                 return
             token = following
+
+    def _new_buffers(self) -> tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]:
+        self._buffers = (
+            ctypes.create_string_buffer(self._room * self.key_size),
+            ctypes.create_string_buffer(self._room * self.value_size),
+        )
+        return self._buffers
 
     def _split(
         self, keys: ctypes.Array[ctypes.c_char], values: ctypes.Array[ctypes.c_char], count: int

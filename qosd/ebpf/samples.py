@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Literal, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -22,9 +23,19 @@ _RUNQ_BLAME = struct.Struct("=3Q")
 _RUNQ_PAIR = struct.Struct("=2Q")
 _RUNQ_EVENT = struct.Struct("=7Q2I")
 _RUNQ_CPU = struct.Struct("=4Q")
-_RUNQ_CPU_BYTES = 256
-_RUNQ_CPU_COUNTERS = 8 * 24 + 8
+_RUNQ_CPU_COUNTERS = 32 * 24 + 8
 """After `history` and `head` in struct cpu."""
+
+_STALL_KEY = struct.Struct("=Q2I")
+_IO_KEY = struct.Struct("=Q2I")
+_HISTOGRAM = struct.Struct(f"={SLOTS}QQ")
+_IO = struct.Struct(f"={SLOTS}Q2Q")
+_TRAFFIC = struct.Struct("=2Q")
+
+ReclaimKind = Literal["direct", "memcg"]
+_RECLAIM_KINDS: tuple[ReclaimKind, ...] = ("direct", "memcg")
+_OPS = {0: "read", 1: "write", 2: "flush", 3: "discard"}
+"""REQ_OP_*; the others by number."""
 
 
 class Histogram(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +90,17 @@ class RunqWaits(msgspec.Struct, frozen=True, gc=False):
     breaches: int
     """Waits above the threshold, whether an event was sent or not."""
 
+    def since(self, earlier: RunqWaits) -> RunqWaits | None:
+        waits = self.waits.since(earlier.waits)
+        if waits is None:
+            return None
+        return RunqWaits(
+            waits=waits,
+            idle_ns=self.idle_ns - earlier.idle_ns,
+            unknown_ns=self.unknown_ns - earlier.unknown_ns,
+            breaches=self.breaches - earlier.breaches,
+        )
+
 
 class RunqBlame(msgspec.Struct, frozen=True, gc=False):
     """Who ran on the CPU that a victim waited for; waits below the probe's floor are nobody's fault."""
@@ -101,15 +123,6 @@ class RunqSample(msgspec.Struct, frozen=True, gc=False):
     """Elements that the LRU maps threw out: above 0, shares are too low and the maps too small."""
     unseen: int
     """Times that the kernel had no memory to note a task's wait."""
-
-
-class RunqDelta(msgspec.Struct, frozen=True, gc=False):
-    """Between two samples. A workload is missing if its counters went back: unknown is not 0."""
-
-    workloads: dict[CgroupId, RunqWaits]
-    blames: tuple[RunqBlame, ...]
-    lost_events: int
-    evicted: int
 
 
 class RunqBreach(msgspec.Struct, frozen=True, gc=False):
@@ -183,38 +196,111 @@ def _id_or_none(number: int) -> CgroupId | None:
     return None if number == NOBODY else CgroupId(number)
 
 
-def runq_delta(earlier: RunqSample, now: RunqSample) -> RunqDelta:
-    """What happened between two samples; what was not there in the earlier one counts from 0."""
-    return RunqDelta(
-        workloads=_waits_delta(earlier.workloads, now.workloads),
-        blames=_blames_delta(earlier.blames, now.blames),
-        lost_events=now.lost_events - earlier.lost_events,
-        evicted=now.evicted - earlier.evicted,
+class ReclaimKey(msgspec.Struct, frozen=True, gc=False):
+    workload: CgroupId
+    """The workload's root, or the task's own cgroup where it is in none."""
+    kind: ReclaimKind
+    """`direct`: the host was short of memory. `memcg`: memory.high, memory.max or memory.reclaim."""
+
+
+class ReclaimSample(msgspec.Struct, frozen=True, gc=False):
+    """How long tasks stood still to free memory themselves, since the probe was opened."""
+
+    stalls: dict[ReclaimKey, Histogram]
+    evicted: int
+
+
+class IoKey(msgspec.Struct, frozen=True, gc=False):
+    workload: CgroupId | None
+    """As in ReclaimKey; None for a request without a bio."""
+    device: str
+    """As io.stat has it: `254:0`."""
+    op: str
+
+
+class Io(msgspec.Struct, frozen=True, gc=False):
+    latency: Histogram
+    """From the request's allocation to its completion."""
+    bytes: int
+
+    def since(self, earlier: Io) -> Io | None:
+        latency = self.latency.since(earlier.latency)
+        return None if latency is None else Io(latency=latency, bytes=self.bytes - earlier.bytes)
+
+
+class BlkioSample(msgspec.Struct, frozen=True, gc=False):
+    """Block requests since the probe was opened."""
+
+    io: dict[IoKey, Io]
+    evicted: int
+    untimed: int
+    """Requests of queues whose `iostats` is 0: their latency is unknown."""
+
+
+def decode_histogram(value: bytes | memoryview) -> Histogram:
+    *slots, total_ns = _HISTOGRAM.unpack(value)
+    return Histogram(slots=tuple(slots), total_ns=total_ns)
+
+
+def decode_reclaim_key(key: bytes) -> ReclaimKey:
+    workload, kind, _ = _STALL_KEY.unpack(key)
+    return ReclaimKey(workload=CgroupId(workload), kind=_RECLAIM_KINDS[kind])
+
+
+def decode_io_key(key: bytes) -> IoKey:
+    workload, device, op = _IO_KEY.unpack(key)
+    return IoKey(
+        workload=_id_or_none(workload),
+        device=f"{device >> 20}:{device & 0xFFFFF}",
+        op=_OPS.get(op, f"op{op}"),
     )
 
 
-def _waits_delta(
-    earlier: Mapping[CgroupId, RunqWaits], now: Mapping[CgroupId, RunqWaits]
-) -> dict[CgroupId, RunqWaits]:
+def decode_io(value: bytes | memoryview) -> Io:
+    """One element of blkio_latency: the sum over its CPUs."""
+    sums = [sum(column) for column in zip(*_IO.iter_unpack(value), strict=True)]
+    return Io(latency=Histogram(slots=tuple(sums[:SLOTS]), total_ns=sums[SLOTS]), bytes=sums[SLOTS + 1])
+
+
+class Traffic(msgspec.Struct, frozen=True, gc=False):
+    """What a workload's sockets sent, as IP packets."""
+
+    bytes: int
+    packets: int
+
+    def since(self, earlier: Traffic) -> Traffic | None:
+        if self.bytes < earlier.bytes or self.packets < earlier.packets:
+            return None
+        return Traffic(bytes=self.bytes - earlier.bytes, packets=self.packets - earlier.packets)
+
+
+def decode_traffic(value: bytes | memoryview) -> Traffic:
+    """One element of skbprio_traffic: the sum over its CPUs."""
+    sent, packets = (sum(column) for column in zip(*_TRAFFIC.iter_unpack(value), strict=True))
+    return Traffic(bytes=sent, packets=packets)
+
+
+class _Counted(Protocol):
+    def since(self, earlier: Self) -> Self | None: ...
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=_Counted)
+
+
+def delta(earlier: Mapping[K, V], now: Mapping[K, V]) -> dict[K, V]:
+    """Between two samples. What is new counts from 0; what went back is left out: unknown, not 0."""
     deltas = {}
-    for cgroup, late in now.items():
-        early = earlier.get(cgroup)
-        if early is None:
-            deltas[cgroup] = late
-            continue
-        waits = late.waits.since(early.waits)
-        if waits is not None:
-            deltas[cgroup] = RunqWaits(
-                waits=waits,
-                idle_ns=late.idle_ns - early.idle_ns,
-                unknown_ns=late.unknown_ns - early.unknown_ns,
-                breaches=late.breaches - early.breaches,
-            )
+    for key, late in now.items():
+        early = earlier.get(key)
+        change = late if early is None else late.since(early)
+        if change is not None:
+            deltas[key] = change
     return deltas
 
 
-def _blames_delta(earlier: Iterable[RunqBlame], now: Iterable[RunqBlame]) -> tuple[RunqBlame, ...]:
-    """An element that went back was thrown out and came anew: what it holds is all new."""
+def blames_delta(earlier: Iterable[RunqBlame], now: Iterable[RunqBlame]) -> tuple[RunqBlame, ...]:
+    """As `delta`; an element that went back was thrown out and came anew, so what it holds is all new."""
     before = {(blame.victim, blame.culprit): blame for blame in earlier}
     deltas = []
     for late in now:

@@ -45,7 +45,38 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct blkcg_gq *bi_blkg;
+};
+
+struct gendisk {
+	int major;
+	int first_minor;
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+	struct bio *bio;
+	__u64 start_time_ns;
+};
+
 #pragma clang attribute pop
+
+char LICENSE[] SEC("license") = "GPL v2";
 
 #define HISTOGRAM_SLOTS 24
 
@@ -64,6 +95,11 @@ static __always_inline __u32 histogram_slot(__u64 ns)
 	slot += v;
 	return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;
 }
+
+struct histogram {
+	__u64 slots[HISTOGRAM_SLOTS];
+	__u64 total_ns;
+};
 
 /* The cgroup2 cgroup, on a hybrid host too: dfl_cgrp is the default (unified) hierarchy's. */
 static __always_inline struct cgroup *task_cgroup(struct task_struct *task)

@@ -6,29 +6,11 @@
  * A throttled task (cpu.max) is runnable too: the reader takes nr_throttled into account, this program can't.
  * Everything stays in maps that the daemon reads each tick; only a wait above the workload's threshold is sent.
  */
-#include "kernel.h"
+#include "roots.h"
 
-/* The wait of a task in a cgroup deeper than this below its workload's root is not seen as the workload's. */
-#define MAX_DEPTH 32
-#define HISTORY 8
-#define WATCHED 1u
-#define NOBODY 0ull
+#define HISTORY 32
 
-struct root {
-	__u64 threshold_ns; /* 0: never send an event */
-	__u32 flags;
-	__u32 reserved;
-};
-
-/* Workload roots, filled by the daemon; a task belongs to the nearest one above it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
-	__type(value, struct root);
-} roots SEC(".maps");
-
-struct settings {
+struct runq_settings {
 	__u64 generation;     /* raised after each change of roots: tasks look their root up again */
 	__u64 blame_floor_ns; /* shorter waits are counted, but nobody is blamed for them */
 	__u64 event_gap_ns;   /* at most one event per this long, workload and CPU */
@@ -36,7 +18,7 @@ struct settings {
 	__u32 reserved;
 };
 
-struct settings settings SEC(".data.settings") = {
+struct runq_settings runq_settings SEC(".data.runq") = {
 	.generation = 1,
 	.blame_floor_ns = 50000,
 	.event_gap_ns = 100000000,
@@ -56,7 +38,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct task);
-} tasks SEC(".maps");
+} runq_tasks SEC(".maps");
 
 struct waits {
 	__u64 slots[HISTOGRAM_SLOTS];
@@ -67,7 +49,7 @@ struct waits {
 	__u64 last_event;
 };
 
-/* Made a plain per-CPU hash before load unless settings.watch_all: then there are no more keys than roots. */
+/* Made a plain per-CPU hash before load unless runq_settings.watch_all: then there are no more keys than roots. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
 	__uint(max_entries, 1024);
@@ -76,7 +58,7 @@ struct {
 } runq_waits SEC(".maps");
 
 struct pair {
-	__u64 victim;  /* a root, or the task's own cgroup where settings.watch_all */
+	__u64 victim;  /* a root, or the task's own cgroup where runq_settings.watch_all */
 	__u64 culprit; /* the cgroup of the task that ran, not its root: it names the job */
 };
 
@@ -117,7 +99,7 @@ struct {
 	__uint(max_entries, 1); /* set to the number of possible CPUs before load */
 	__type(key, __u32);
 	__type(value, struct cpu);
-} cpus SEC(".maps");
+} runq_cpus SEC(".maps");
 
 struct event {
 	__u64 monotonic_ns;
@@ -134,51 +116,34 @@ struct event {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 64 * 1024);
-} events SEC(".maps");
+} runq_events SEC(".maps");
 
-static __always_inline void find_root(struct task *state, struct cgroup *cgroup)
+/* Ids are never used twice, so a moved task is noticed. */
+static __always_inline void find_root(struct task *state, struct cgroup *cgroup, __u64 id)
 {
-	struct cgroup_subsys_state *css = &cgroup->self;
+	struct search search = { .css = &cgroup->self };
 
-	state->root = NOBODY;
-	state->flags = settings.watch_all ? WATCHED : 0;
-	for (int i = 0; i < MAX_DEPTH && css; i++) {
-		__u64 id = css->cgroup->kn->id;
-		struct root *root = bpf_map_lookup_elem(&roots, &id);
-
-		if (root) {
-			state->root = id;
-			state->flags |= root->flags;
-			return;
-		}
-		css = css->parent;
-	}
+	if (state->cgroup == id && state->generation == runq_settings.generation)
+		return;
+	state->cgroup = id;
+	state->generation = runq_settings.generation;
+	find_nearest(&search);
+	state->root = search.root;
+	state->flags = search.flags | (runq_settings.watch_all ? WATCHED : 0);
 }
 
-/* The task's state with its root up to date; ids are never used twice, so a moved task is noticed. */
 static __always_inline struct task *task_state(struct task_struct *task, struct cpu *here)
 {
-	struct task *state = bpf_task_storage_get(&tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	struct cgroup *cgroup;
-	__u64 id;
+	struct task *state = bpf_task_storage_get(&runq_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	if (!state) {
+	if (!state)
 		here->no_memory++;
-		return 0;
-	}
-	cgroup = task_cgroup(task);
-	id = cgroup->kn->id;
-	if (state->cgroup != id || state->generation != settings.generation) {
-		state->cgroup = id;
-		state->generation = settings.generation;
-		find_root(state, cgroup);
-	}
 	return state;
 }
 
 static __always_inline struct cpu *cpu_state(__u32 cpu)
 {
-	return bpf_map_lookup_elem(&cpus, &cpu);
+	return bpf_map_lookup_elem(&runq_cpus, &cpu);
 }
 
 static const struct waits no_waits;
@@ -213,33 +178,44 @@ static __always_inline void blame(__u64 victim, struct occupant *culprit, __u64 
 	found->root = culprit->root;
 }
 
-/* Share the wait out among those who had the CPU, latest first. Leaves the largest share in event. */
-static __always_inline void share_out(struct event *event, struct cpu *there, __u64 since, struct waits *waits,
-				      struct cpu *here)
+struct share {
+	struct event *event;
+	struct cpu *there; /* where the victim waited */
+	struct cpu *here;
+	struct waits *waits;
+	__u64 since;
+	__u64 until;
+};
+
+static long one_occupant_back(__u32 back, struct share *share)
 {
-	__u64 until = event->monotonic_ns;
+	struct event *event = share->event;
+	struct occupant *by = &share->there->history[(share->there->head - back) & (HISTORY - 1)];
+	__u64 from = by->since > share->since ? by->since : share->since;
+	__u64 ns = share->until > from ? share->until - from : 0;
 
-	for (__u32 i = 0; i < HISTORY && until > since; i++) {
-		struct occupant *by = &there->history[(there->head - i) & (HISTORY - 1)];
-		__u64 from = by->since > since ? by->since : since;
-		__u64 ns = until > from ? until - from : 0;
-
-		if (by->since == 0)
-			break;
-		until = from;
-		if (by->cgroup == NOBODY) {
-			waits->idle_ns += ns;
-			continue;
-		}
-		blame(event->victim, by, ns, here);
+	if (by->since == 0) /* not that many switches yet */
+		return 1;
+	share->until = from;
+	if (by->cgroup == NOBODY) {
+		share->waits->idle_ns += ns;
+	} else {
+		blame(event->victim, by, ns, share->here);
 		if (ns > event->culprit_ns) {
 			event->culprit = by->cgroup;
 			event->culprit_root = by->root;
 			event->culprit_ns = ns;
 		}
 	}
-	if (until > since)
-		waits->unknown_ns += until - since;
+	return from <= share->since;
+}
+
+/* Share the wait out among those who had the CPU, latest first; the largest share goes into event. */
+static __always_inline void share_out(struct share *share)
+{
+	bpf_loop(HISTORY, one_occupant_back, share, 0);
+	if (share->until > share->since)
+		share->waits->unknown_ns += share->until - share->since;
 }
 
 static __always_inline void send_if_breach(struct event *event, struct waits *waits, struct cpu *here)
@@ -249,10 +225,10 @@ static __always_inline void send_if_breach(struct event *event, struct waits *wa
 	if (!root || !root->threshold_ns || event->wait_ns < root->threshold_ns)
 		return;
 	waits->breaches++;
-	if (waits->last_event && event->monotonic_ns - waits->last_event < settings.event_gap_ns)
+	if (waits->last_event && event->monotonic_ns - waits->last_event < runq_settings.event_gap_ns)
 		return;
 	waits->last_event = event->monotonic_ns;
-	if (bpf_ringbuf_output(&events, event, sizeof(*event), 0))
+	if (bpf_ringbuf_output(&runq_events, event, sizeof(*event), 0))
 		here->lost_events++;
 }
 
@@ -261,7 +237,6 @@ static __always_inline void end_wait(struct task *state, __u32 pid, __u32 cpu, s
 	__u64 victim = state->root ? state->root : state->cgroup;
 	__u64 since = state->waiting_since;
 	struct waits *waits;
-	struct cpu *there;
 
 	state->waiting_since = 0;
 	if (!(state->flags & WATCHED) || now <= since)
@@ -271,16 +246,19 @@ static __always_inline void end_wait(struct task *state, __u32 pid, __u32 cpu, s
 		return;
 	waits->slots[histogram_slot(now - since)]++;
 	waits->total_ns += now - since;
-	if (now - since < settings.blame_floor_ns)
+	if (now - since < runq_settings.blame_floor_ns)
 		return;
 
 	struct event event = {
 		.monotonic_ns = now, .wait_ns = now - since, .victim = victim, .victim_cgroup = state->cgroup,
 		.cpu = cpu, .pid = pid,
 	};
-	there = cpu_state(state->cpu);
-	if (there)
-		share_out(&event, there, since, waits, here);
+	struct share share = {
+		.event = &event, .there = cpu_state(state->cpu), .here = here, .waits = waits,
+		.since = since, .until = now,
+	};
+	if (share.there)
+		share_out(&share);
 	send_if_breach(&event, waits, here);
 }
 
@@ -333,7 +311,9 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	__u64 now = bpf_ktime_get_ns();
 	__u32 cpu = bpf_get_smp_processor_id();
 	struct cpu *here = cpu_state(cpu);
+	struct cgroup *cgroup;
 	struct task *state;
+	__u64 id;
 
 	if (!here)
 		return 0;
@@ -348,15 +328,16 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 		occupy(here, NOBODY, NOBODY, now);
 		return 0;
 	}
+	cgroup = task_cgroup(next);
+	id = cgroup->kn->id;
 	state = task_state(next, here);
 	if (!state) {
-		occupy(here, task_cgroup(next)->kn->id, NOBODY, now);
+		occupy(here, id, NOBODY, now);
 		return 0;
 	}
+	find_root(state, cgroup, id);
 	if (state->waiting_since)
 		end_wait(state, next->pid, cpu, here, now);
-	occupy(here, state->cgroup, state->root, now);
+	occupy(here, id, state->root, now);
 	return 0;
 }
-
-char LICENSE[] SEC("license") = "GPL v2";
