@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Literal, Protocol, Self, TypeVar
+from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
+from qosd.ebpf.histogram import SLOTS, Histogram
 from qosd.model import CgroupId
-
-SLOTS = 24
-"""HISTOGRAM_SLOTS in kernel.h"""
 
 NOBODY = 0
 """In the kernel's records only: no cgroup has the id 0. Here it is None."""
-
-_SHIFT = 9
 
 _RUNQ_WAITS = struct.Struct(f"={SLOTS}Q5Q")
 _RUNQ_BLAME = struct.Struct("=3Q")
@@ -36,47 +32,6 @@ ReclaimKind = Literal["direct", "memcg"]
 _RECLAIM_KINDS: tuple[ReclaimKind, ...] = ("direct", "memcg")
 _OPS = {0: "read", 1: "write", 2: "flush", 3: "discard"}
 """REQ_OP_*; the others by number."""
-
-
-class Histogram(msgspec.Struct, frozen=True, gc=False):
-    """Counts by powers of two: slot 0 is below 1024 ns, slot i is [2^(i+9), 2^(i+10)) ns, the last open."""
-
-    slots: tuple[int, ...]
-    total_ns: int
-
-    @property
-    def count(self) -> int:
-        return sum(self.slots)
-
-    def since(self, earlier: Histogram) -> Histogram | None:
-        """What came between two reads; None if a counter went back (thrown out, come anew)."""
-        slots = tuple(now - then for now, then in zip(self.slots, earlier.slots, strict=True))
-        if min(slots) < 0 or self.total_ns < earlier.total_ns:
-            return None
-        return Histogram(slots=slots, total_ns=self.total_ns - earlier.total_ns)
-
-    def plus(self, other: Histogram) -> Histogram:
-        slots = tuple(a + b for a, b in zip(self.slots, other.slots, strict=True))
-        return Histogram(slots=slots, total_ns=self.total_ns + other.total_ns)
-
-    def quantile_ns(self, q: float) -> float | None:
-        """The q-quantile, linear inside a slot, so within a factor of two. None without counts."""
-        count = self.count
-        if not count:
-            return None
-        rank = q * count
-        seen = 0
-        for slot, n in enumerate(self.slots):
-            if n and seen + n >= rank:
-                low, high = slot_bounds_ns(slot)
-                return low + (high - low) * max(0.0, rank - seen) / n
-            seen += n
-        return float(slot_bounds_ns(SLOTS - 1)[1])  # rounding of q * count
-
-
-def slot_bounds_ns(slot: int) -> tuple[int, int]:
-    """[low, high) of a slot; the last slot is taken to end at twice its start."""
-    return (0 if slot == 0 else 1 << slot + _SHIFT), 1 << slot + _SHIFT + 1
 
 
 class RunqWaits(msgspec.Struct, frozen=True, gc=False):
@@ -278,25 +233,6 @@ def decode_traffic(value: bytes | memoryview) -> Traffic:
     """One element of skbprio_traffic: the sum over its CPUs."""
     sent, packets = (sum(column) for column in zip(*_TRAFFIC.iter_unpack(value), strict=True))
     return Traffic(bytes=sent, packets=packets)
-
-
-class _Counted(Protocol):
-    def since(self, earlier: Self) -> Self | None: ...
-
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V", bound=_Counted)
-
-
-def delta(earlier: Mapping[K, V], now: Mapping[K, V]) -> dict[K, V]:
-    """Between two samples. What is new counts from 0; what went back is left out: unknown, not 0."""
-    deltas = {}
-    for key, late in now.items():
-        early = earlier.get(key)
-        change = late if early is None else late.since(early)
-        if change is not None:
-            deltas[key] = change
-    return deltas
 
 
 def blames_delta(earlier: Iterable[RunqBlame], now: Iterable[RunqBlame]) -> tuple[RunqBlame, ...]:

@@ -61,7 +61,7 @@ class SkbPrio:
         return frozenset(self._links)
 
     def attach(self, cgroup: CgroupId, cgroup_fd: int, class_id: ClassId | None) -> None:
-        """From now on the cgroup's egress, and that of the cgroups below, goes to the class; None only counts.
+        """The cgroup's egress, and that of the cgroups below, goes to the class now; None only counts.
 
         The fd may be closed afterwards. Removing the cgroup detaches by itself.
         """
@@ -80,7 +80,7 @@ class SkbPrio:
             self._object.detach(link)
 
     def read(self) -> Mapping[CgroupId, Traffic]:
-        """Since each was attached; a cgroup that is gone is missing."""
+        """Since each was attached; a removed cgroup is missing once the kernel has let go of it."""
         values = {cgroup: self._traffic.lookup(_KEY.pack(cgroup, _EGRESS, 0)) for cgroup in self._links}
         return {cgroup: decode_traffic(value) for cgroup, value in values.items() if value is not None}
 

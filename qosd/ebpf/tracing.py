@@ -181,18 +181,21 @@ def _load(
         try:
             loaded = _try_load(library, options, elf, absent, left_out or frozenset())
         except RefusedError as error:
-            if left_out is None:
-                left_out = _without_hooks(library, elf, absent)
-                if left_out:
-                    continue
-            probe = next((p for p, programs in PROGRAMS.items() if error.program in programs), None)
-            if probe is None or probe in absent:
-                raise
-            absent[probe] = error
+            looked_up = left_out is not None
+            left_out = left_out or _without_hooks(library, elf, absent)
+            if looked_up or not left_out:
+                absent[_refused_probe(error, absent)] = error
         else:
             return loaded, absent, left_out or frozenset()
         if all(probe in absent for probe in options.probes):
             raise next(iter(absent.values()))
+
+
+def _refused_probe(error: RefusedError, absent: Mapping[Probe, BpfError]) -> Probe:
+    for probe, programs in PROGRAMS.items():
+        if error.program in programs and probe not in absent:
+            return probe
+    raise error
 
 
 def _without_hooks(library: Library, elf: bytes, absent: dict[Probe, BpfError]) -> frozenset[str]:
