@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-import msgspec
-
-from qosd.net.model import LinkSample, QdiscSample
+from qosd.net.device import LinkSample, QdiscSample
 
 _OUR_KINDS = (None, "bond", "team", "vlan")
 _FOREIGN_PREFIXES = (
@@ -82,7 +80,7 @@ def read_speed_mbit(name: str, sysfs: str = SYSFS_NET) -> int | None:
 
 
 def with_speed(link: LinkSample, sysfs: str = SYSFS_NET) -> LinkSample:
-    return msgspec.structs.replace(link, speed_mbit=read_speed_mbit(link.name, sysfs))
+    return link._replace(speed_mbit=read_speed_mbit(link.name, sysfs))
 
 
 def read_bandwidth_manager(pinned: str = CILIUM_BANDWIDTH_MAP) -> bool:

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Self
 
-from qosd.net.model import LinkSample, QdiscSample
+from qosd.net.device import LinkSample, QdiscSample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import msgspec
 
 from qosd.net.config import Net, parse_dscp
-from qosd.net.model import BE_TIER, FIRST_WORKLOAD_CLASS, LS_CLASS, Leaf, NetSample, Shape, UplinkSample
+from qosd.net.device import BE_TIER, FIRST_WORKLOAD_CLASS, LS_CLASS
+from qosd.net.model import Leaf, NetSample, Shape, UplinkSample
 from qosd.plan import Input, Reason
 
 _RULE = "net.shaping/ceiling"

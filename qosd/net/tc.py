@@ -23,15 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from qosd.net import undo
-from qosd.net.model import (
-    BE_CLASS,
-    BE_TIER,
-    HANDLE,
-    LINK_CLASS,
-    LS_CLASS,
-    ClassSample,
-    Shape,
-)
+from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LINK_CLASS, LS_CLASS
+from qosd.net.model import ClassSample, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +49,6 @@ class Fault(enum.Enum):
 
 
 _FAULTS = {
-    errno.ENOENT: Fault.MISSING,
     errno.ENODEV: Fault.GONE,
     errno.ENXIO: Fault.GONE,
     errno.EEXIST: Fault.BUSY,
@@ -227,10 +219,14 @@ class Tc:
             "index": request.ifindex,
             "handle": request.handle,
         }
+        # For an "add" of a qdisc ENOENT means an unknown kind; for a class, that it or its parent is gone.
+        absent = Fault.MISSING if request.command == "add" else Fault.GONE
         route = self._open()
         try:
             self._asked(
-                f"{what} on device {request.ifindex}", lambda: list(route.tc(request.command, **options))
+                f"{what} on device {request.ifindex}",
+                lambda: list(route.tc(request.command, **options)),
+                absent,
             )
         except TcError as error:
             if not (request.optional and error.fault is Fault.MISSING):
@@ -239,14 +235,14 @@ class Tc:
         else:
             self.has_fq_codel = True if request.kind == "fq_codel" else self.has_fq_codel
 
-    def _asked(self, what: str, ask: Callable[[], list[Any]]) -> list[Any]:
+    def _asked(self, what: str, ask: Callable[[], list[Any]], absent: Fault = Fault.GONE) -> list[Any]:
         self.requests += 1
         self.sent_here += 1
         try:
             return ask()
         except _netlink_error() as error:
             code = int(error.code)
-            fault = _FAULTS.get(code, Fault.OTHER)
+            fault = absent if code == errno.ENOENT else _FAULTS.get(code, Fault.OTHER)
             raise TcError(fault, what, code) from error
 
     def _open(self) -> Route:

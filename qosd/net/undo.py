@@ -9,17 +9,16 @@ replace.
 from __future__ import annotations
 
 import errno
-
-import msgspec
+from typing import NamedTuple
 
 from qosd.net import rtnl
-from qosd.net.model import HANDLE
+from qosd.net.device import HANDLE
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
 """No root any more, no device any more, another handle now: in each case ours is not there."""
 
 
-class Undone(msgspec.Struct, frozen=True, gc=False):
+class Undone(NamedTuple):
     removed: tuple[int, ...] = ()
     """ifindexes that had our qdisc and have the kernel's default now."""
     failed: tuple[tuple[int, str], ...] = ()
