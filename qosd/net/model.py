@@ -41,6 +41,8 @@ class UplinkSample(msgspec.Struct, frozen=True, gc=False):
 class NetSample(msgspec.Struct, frozen=True, gc=False):
     monotonic_usec: int
     uplinks: tuple[UplinkSample, ...] = ()
+    be_sent_bytes: int | None = None
+    """What the BPF program on the BE roots counted, over all devices; None where it does not run."""
 
     def uplink(self, ifindex: int) -> UplinkSample | None:
         for uplink in self.uplinks:

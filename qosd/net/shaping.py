@@ -19,8 +19,8 @@ from qosd.net.model import Leaf, NetSample, Shape, UplinkSample
 from qosd.plan import Input, Reason
 
 _RULE = "net.shaping/ceiling"
-_REFRESH_USEC = 15_000_000
-"""Classes are read at least this often, which leaves a quiet uplink at four netlink requests a minute."""
+_REFRESH_USEC = 7_500_000
+"""Classes are read at least this often, which leaves a quiet uplink at eight netlink requests a minute."""
 _SETTLE_TICKS = 2
 """After a change the classes are read in the next ticks too: the tick of the change only bounds LS's
 share."""
@@ -33,6 +33,8 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     ls_bytes: int
     be_bytes: int
     total_bps: float | None = None
+    sent_bps: float | None = None
+    """BE's rate over all devices, from the BPF counters."""
 
 
 class LinkState(msgspec.Struct, frozen=True, gc=False):
@@ -57,11 +59,19 @@ class _Bounds(NamedTuple):
     deadband: int
 
 
+class _Rates(NamedTuple):
+    """Bit/s since the previous tick; None is unknown."""
+
+    total: float | None
+    sent: float | None
+    span: float
+    """Seconds since the previous tick."""
+
+
 class _Tick(NamedTuple):
     uplink: UplinkSample
     usec: int
-    span: float
-    """Seconds since the previous tick."""
+    rates: _Rates
 
 
 class _Egress(NamedTuple):
@@ -84,22 +94,20 @@ def decide(
     following: State = {}
     shapes = []
     for uplink in now.uplinks:
-        before = prev.uplink(uplink.link.ifindex) if prev is not None else None
-        span = (now.monotonic_usec - prev.monotonic_usec) / 1e6 if prev is not None else 0.0
-        held = state.get(uplink.link.ifindex)
-        held = LinkState(bounds(config, uplink.speed_bps).target) if held is None else held
-        following[uplink.link.ifindex], reason = _decide_link(
-            config, _total_bps(before, uplink, span), _Tick(uplink, now.monotonic_usec, span), held
-        )
-        shapes.append(_shape(config, uplink, following[uplink.link.ifindex].ceil_bps, reason, leaves))
+        ifindex = uplink.link.ifindex
+        held = state.get(ifindex, LinkState(bounds(config, uplink.speed_bps).target))
+        tick = _Tick(uplink, now.monotonic_usec, _rates(prev, now, ifindex))
+        following[ifindex], reason = _decide_link(config, tick, held)
+        shapes.append(_shape(config, uplink, following[ifindex].ceil_bps, reason, leaves))
     return following, tuple(shapes)
 
 
 def wants_classes(config: Net, prev: NetSample | None, now: NetSample, state: State) -> frozenset[int]:
     """On which uplinks the classes have to be read in this tick, from what sysfs counted alone.
 
-    While a link's total rate stands still within the deadband, so does the split of it: either tier could
-    only have grown at the other's expense, and BE's share is already bounded by its ceiling.
+    While a link's total rate and BE's own, as BPF counts it, stand still within the deadband, so does the
+    split. Without BPF, BE may give to LS what LS takes, as behind a bottleneck further on: the refresh sees
+    it.
     """
     wanted = set()
     for uplink in now.uplinks:
@@ -108,11 +116,9 @@ def wants_classes(config: Net, prev: NetSample | None, now: NetSample, state: St
         if held is None or held.reading is None or held.settle > 0:
             wanted.add(ifindex)
             continue
-        before = prev.uplink(ifindex) if prev is not None else None
-        span = (now.monotonic_usec - prev.monotonic_usec) / 1e6 if prev is not None else 0.0
-        total = _total_bps(before, uplink, span)
+        rates = _rates(prev, now, ifindex)
         stale = now.monotonic_usec - held.reading.usec >= _REFRESH_USEC
-        if stale or total is None or _moved(held.reading, total, bounds(config, uplink.speed_bps)):
+        if stale or rates.total is None or _moved(held.reading, rates, bounds(config, uplink.speed_bps)):
             wanted.add(ifindex)
     return frozenset(wanted)
 
@@ -125,37 +131,49 @@ def bounds(config: Net, speed_bps: int) -> _Bounds:
     )
 
 
-def _moved(reading: Reading, total_bps: float, limit: _Bounds) -> bool:
-    return reading.total_bps is None or abs(total_bps - reading.total_bps) > limit.deadband
+def _moved(reading: Reading, rates: _Rates, limit: _Bounds) -> bool:
+    if rates.total is None or reading.total_bps is None:
+        return True
+    if abs(rates.total - reading.total_bps) > limit.deadband:
+        return True
+    if rates.sent is None or reading.sent_bps is None:
+        return rates.sent is not reading.sent_bps
+    return abs(rates.sent - reading.sent_bps) > limit.deadband
 
 
-def _total_bps(before: UplinkSample | None, now: UplinkSample, span: float) -> float | None:
-    if before is None or before.tx_bytes is None or now.tx_bytes is None or span <= 0:
+def _rates(prev: NetSample | None, now: NetSample, ifindex: int) -> _Rates:
+    if prev is None:
+        return _Rates(None, None, 0.0)
+    span = (now.monotonic_usec - prev.monotonic_usec) / 1e6
+    before, after = prev.uplink(ifindex), now.uplink(ifindex)
+    total = None if before is None or after is None else _rate(before.tx_bytes, after.tx_bytes, span)
+    return _Rates(total, _rate(prev.be_sent_bytes, now.be_sent_bytes, span), span)
+
+
+def _rate(before: int | None, after: int | None, span: float) -> float | None:
+    if before is None or after is None or span <= 0:
         return None
-    if now.tx_bytes < before.tx_bytes:  # driver reset: unknown, not negative
-        return None
-    return (now.tx_bytes - before.tx_bytes) * 8 / span
+    # A counter that went back (driver reset) is unknown, not negative.
+    return None if after < before else (after - before) * 8 / span
 
 
-def _decide_link(config: Net, total: float | None, tick: _Tick, held: LinkState) -> tuple[LinkState, Reason]:
-    uplink, _usec, span = tick
-    limit = bounds(config, uplink.speed_bps)
-    state, egress = _egress(held, tick, total, limit)
+def _decide_link(config: Net, tick: _Tick, held: LinkState) -> tuple[LinkState, Reason]:
+    speed, span = tick.uplink.speed_bps, tick.rates.span
+    limit = bounds(config, speed)
+    state, egress = _egress(held, tick, limit)
     if egress is None:
         return _without_reading(config, state, limit)
     weight = min(1.0, span / config.mean_sec)
     mean = egress.ls_bps if state.ls_mean_bps is None else state.ls_mean_bps
     mean += weight * (egress.ls_bps - mean)
     used = max(egress.ls_bps, mean)
-    ceil, clamp = _next_ceiling(
-        held.ceil_bps, limit.target - used, limit, uplink.speed_bps * config.up_pct / 100 * span
-    )
+    ceil, clamp = _next_ceiling(held.ceil_bps, limit.target - used, limit, speed * config.up_pct / 100 * span)
     state = msgspec.structs.replace(state, ceil_bps=ceil, ls_mean_bps=mean, unknown_ticks=0)
     return state, Reason(
         rule=_RULE,
-        text=f"BE may send {_words(ceil)} of {_words(uplink.speed_bps)}: LS and system use {_words(used)}",
+        text=f"BE may send {_words(ceil)} of {_words(speed)}: LS and system use {_words(used)}",
         inputs=(
-            Input("link", uplink.speed_bps, "bit/s"),
+            Input("link", speed, "bit/s"),
             Input("ls_egress", round(egress.ls_bps), "bit/s", egress.age_ms),
             Input("ls_egress_mean", round(mean), "bit/s"),
             Input("total_egress", round(egress.total_bps), "bit/s"),
@@ -166,11 +184,9 @@ def _decide_link(config: Net, total: float | None, tick: _Tick, held: LinkState)
     )
 
 
-def _egress(
-    held: LinkState, tick: _Tick, total: float | None, limit: _Bounds
-) -> tuple[LinkState, _Egress | None]:
+def _egress(held: LinkState, tick: _Tick, limit: _Bounds) -> tuple[LinkState, _Egress | None]:
     """LS egress in this tick, from the classes if they were read, else from the total and BE's last rate."""
-    uplink, usec, span = tick
+    uplink, usec, (total, sent, span) = tick
     ls_bytes, be_bytes = uplink.class_bytes(LS_CLASS), uplink.class_bytes(BE_TIER)
     if ls_bytes is None or be_bytes is None:
         if total is None or held.be_bps is None or held.reading is None:
@@ -178,22 +194,19 @@ def _egress(
         ls = max(0.0, total - held.be_bps)
         return held, _Egress(ls, total, (usec - held.reading.usec) // 1000)
     last = held.reading
-    reading = Reading(usec, ls_bytes, be_bytes, total)
-    settle = (
-        _SETTLE_TICKS
-        if last is None or (total is not None and _moved(last, total, limit))
-        else held.settle - 1
-    )
+    reading = Reading(usec, ls_bytes, be_bytes, total, sent)
+    settle = _SETTLE_TICKS if last is None or _moved(last, tick.rates, limit) else held.settle - 1
     state = msgspec.structs.replace(held, reading=reading, settle=max(0, settle))
     if last is None or usec <= last.usec or ls_bytes < last.ls_bytes or be_bytes < last.be_bytes:
         return msgspec.structs.replace(state, be_bps=None), None
     seconds = (usec - last.usec) / 1e6
     ls, be = (ls_bytes - last.ls_bytes) * 8 / seconds, (be_bytes - last.be_bytes) * 8 / seconds
+    if held.be_bps is not None and abs(be - held.be_bps) > limit.deadband:
+        state = msgspec.structs.replace(state, settle=_SETTLE_TICKS)
     if total is None:
         total = ls + be
     if seconds > 1.5 * span:
-        # `ls` is a mean over the ticks without a reading. BE sent at most its ceiling; the rest of this tick
-        # was LS.
+        # `ls` is a mean over the ticks without a reading. BE sent at most its ceiling, LS the rest of this tick.
         ls = max(ls, total - held.ceil_bps)
     return msgspec.structs.replace(state, be_bps=be), _Egress(ls, total, 0)
 

@@ -33,6 +33,7 @@ TC_H_ROOT = 0xFFFF_FFFF
 _MIN_BURST = 64 * 1024  # the largest GSO packet: a smaller bucket would go into debt with every one of them
 _BURST_SECONDS = 0.001  # more than a timer slack; pyroute2's own default is 0 above 13 Gbit/s
 _QUANTUM = 60_000  # the kernel warns above 200000 and below 1000
+_MIN_RATE_BPS = 8_000  # a largest packet takes a minute at it; much less overflows the kernel's 32-bit bucket
 _LS_PRIO, _BE_PRIO = 0, 7
 _REQUESTS_PER_SOCKET = 20_000  # pyroute2 0.9 runs out of sequence numbers after some 100 000 on one socket
 _U32_BYTES_PER_SECOND = (1 << 32) - 1
@@ -86,10 +87,12 @@ def class_options(parent: int, rate_bps: int, ceil_bps: int, prio: int) -> tuple
 
     Above 2^32 B/s (34 Gbit/s) pyroute2 adds TCA_HTB_RATE64 and TCA_HTB_CEIL64.
     """
+    rate_bps = max(rate_bps, _MIN_RATE_BPS)
+    ceil_bps = max(ceil_bps, rate_bps)
     return (
         ("parent", parent),
-        ("rate", max(1, rate_bps // 8)),
-        ("ceil", max(1, ceil_bps // 8)),
+        ("rate", rate_bps // 8),
+        ("ceil", ceil_bps // 8),
         ("burst", burst_bytes(rate_bps)),
         ("cburst", burst_bytes(ceil_bps)),
         ("quantum", _QUANTUM),

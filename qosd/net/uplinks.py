@@ -122,13 +122,14 @@ class Uplinks:
             )
         return tuple(events)
 
-    def sample(self, now_usec: int) -> NetSample:
-        """What sysfs counts on each uplink: no netlink."""
+    def sample(self, now_usec: int, be_sent_bytes: int | None = None) -> NetSample:
+        """What sysfs counts on each uplink, beside what BPF counted of BE: no netlink."""
         return NetSample(
             now_usec,
             tuple(
                 UplinkSample(held.link, held.speed_bps, held.counter.read()) for held in self.held.values()
             ),
+            be_sent_bytes,
         )
 
     def read_classes(self, sample: NetSample, wanted: frozenset[int]) -> NetSample:
@@ -147,7 +148,7 @@ class Uplinks:
                 uplinks.append(uplink)
             else:
                 uplinks.append(msgspec.structs.replace(uplink, classes=self.classes[ifindex]))
-        return NetSample(sample.monotonic_usec, tuple(uplinks))
+        return msgspec.structs.replace(sample, uplinks=tuple(uplinks))
 
     def apply(self, shapes: tuple[Shape, ...], now_usec: int) -> tuple[Event, ...]:
         """Bring each uplink to its shape; the caller passes nothing in observe mode."""
