@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import sys
@@ -138,7 +139,7 @@ def show(steps: Steps, events: Iterator[dict[str, object]], options: Options) ->
     first = next(events)
     with steps.step("calibrating the LS load", total=total) as step:
         done = 0
-        for event in (first, *events):
+        for event in itertools.chain([first], events):
             if event["what"] == "calibrated":
                 step.now(f"LS: {event['rate']:.0f} requests/s", done)
             if event["what"] == "round":

@@ -30,13 +30,13 @@ def digits(value: float) -> str:
 
 
 def cell(figure: Spread) -> str:
-    return f"{digits(figure.median)} ({digits(figure.low)}–{digits(figure.high)})"
+    return f"{digits(figure.median)}\n{digits(figure.low)}–{digits(figure.high)}"
 
 
 def build(result: Result) -> Table:
     figures = summary(result)
     rounds = max(len(result.of(mode)) for mode in result.modes)
-    table = Table(title=f"Median of {rounds} interleaved rounds (lowest–highest)", title_justify="left")
+    table = Table(show_lines=True, title=f"Median of {rounds} interleaved rounds, below it the lowest and the highest", title_justify="left")
     table.add_column("BE is …", no_wrap=True)
     for figure in FIGURES:
         table.add_column(heading(figure, result), justify="right", no_wrap=True)
