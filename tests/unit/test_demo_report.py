@@ -88,6 +88,7 @@ def result(tmp_path: Path) -> Result:
     }
     load = {"share": 0.3, "loops": 900, "request_usec": 1300.0, "rate": 400.0, "burst_rate": 700.0}
     (tmp_path / "facts.json").write_text(json.dumps(facts))
+    (tmp_path / "neighbours.json").write_text(json.dumps({"1-qosd": 0.25}))
     (tmp_path / "load.json").write_text(json.dumps(load))
     return results.read(tmp_path, plan, 5.0)
 
@@ -179,6 +180,10 @@ def test_the_report_is_one_well_formed_file_that_fetches_nothing(result: Result)
     assert not re.search(r"https?://|@import|url\(", page)
     assert "Debian &lt;12&gt;" in page
     assert "&lt;so BE gives way&gt;" in page
+
+
+def test_the_report_tells_what_others_took_of_the_machine(result: Result) -> None:
+    assert "took up to 25 % of its CPU time" in report.render(result)
 
 
 def test_the_report_does_without_qosd_and_without_its_answers(result: Result) -> None:

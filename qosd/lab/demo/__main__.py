@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from rich.console import Console
 
-from qosd.lab.demo import report, results, table, target
+from qosd.lab.demo import neighbours, report, results, table, target
 from qosd.lab.demo.steps import StepError, Steps, run
 from qosd.lab.scenario.planned import MODES, Daemon, Plan, alternating
 
@@ -66,7 +67,7 @@ def build_deb(steps: Steps, output: Path) -> Path:
     return packages[-1]
 
 
-def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
+def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, Any]]:
     """Build, boot, install, play; what the scenario says is given on."""
     from qosd.lab.image import ensure_image  # noqa: PLC0415 - `make demo HOST=1` needs no lab
     from qosd.lab.machine import Machine  # noqa: PLC0415
@@ -93,7 +94,7 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
         yield from play(guest, share / "demo", openloop, plan, options)
 
 
-def on_host(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
+def on_host(steps: Steps, options: Options) -> Iterator[dict[str, Any]]:
     refusals = target.host_refusals()
     if refusals:
         raise StepError("this host cannot run the demo itself:\n  " + "\n  ".join(refusals))
@@ -123,17 +124,30 @@ def make_plan(options: Options, daemon: Daemon | None, *, installed: bool) -> Pl
 
 def play(
     where: target.Target, directory: Path, openloop: Path, plan: Plan, options: Options
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """The scenario, and then its raw figures out of the target."""
     directory.mkdir()
     target.prepare(directory, openloop, plan)
-    yield from target.play(where, directory)
+    watched: dict[str, float] = {}
+    yield from watch(target.play(where, directory), watched)
+    (directory / "neighbours.json").write_text(json.dumps({} if options.host else watched))
     if options.raw.exists():
         shutil.rmtree(options.raw)
     shutil.copytree(directory, options.raw, ignore=shutil.ignore_patterns("openloop", "scenario"))
 
 
-def show(steps: Steps, events: Iterator[dict[str, object]], options: Options) -> None:
+def watch(events: Iterator[dict[str, Any]], shares: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Keep for every round what others took of the machine meanwhile."""
+    name, before = "", neighbours.look()
+    for event in events:
+        after = neighbours.look()
+        if name:
+            shares[name] = neighbours.others(before, after, os.cpu_count() or 1)
+        name, before = (f"{event['number']}-{event['mode']}" if event["what"] == "round" else ""), after
+        yield event
+
+
+def show(steps: Steps, events: Iterator[dict[str, Any]], options: Options) -> None:
     """Show the scenario's words as progress. The steps before it are shown by themselves."""
     total = len(options.modes) * options.rounds + 2
     first = next(events)
