@@ -38,6 +38,7 @@ class Options(NamedTuple):
     output: Path
     json_file: Path | None
     openloop: Path | None
+    deb: Path | None
 
     @property
     def raw(self) -> Path:
@@ -58,9 +59,11 @@ def build_load(steps: Steps, options: Options) -> Path:
     return binary
 
 
-def build_deb(steps: Steps, output: Path) -> Path:
+def build_deb(steps: Steps, options: Options) -> Path:
+    if options.deb is not None:
+        return options.deb
     with steps.step("building the .deb"):
-        run(["make", "-C", str(target.ROOT), "deb"], output / "log.txt")
+        run(["make", "-C", str(target.ROOT), "deb"], options.output / "log.txt")
     packages = sorted((target.ROOT / "dist").glob("qosd_*.deb"), key=lambda path: path.stat().st_mtime)
     if not packages:
         raise StepError("`make deb` left no dist/qosd_*.deb")
@@ -75,7 +78,7 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, Any]]:
     with steps.step("installing what the lab needs"):
         run([str(target.ROOT / "packaging/bootstrap"), "lab"], options.output / "log.txt")
     openloop = build_load(steps, options)
-    deb = build_deb(steps, options.output) if needs_package(options) else None
+    deb = build_deb(steps, options) if needs_package(options) else None
     with steps.step("the lab's image (built once, then cached)"):
         ensure_image()
     with tempfile.TemporaryDirectory(prefix="qosd-demo-") as name, contextlib.ExitStack() as stack:
@@ -207,6 +210,7 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option(
     "--openloop", type=click.Path(path_type=Path, exists=True), help="The load generator, built before."
 )
+@click.option("--deb", type=click.Path(path_type=Path, exists=True), help="The package, built before.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there as JSON, too."
