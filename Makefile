@@ -58,3 +58,6 @@ bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
+	$(RUN) -m bench.tick
