@@ -65,7 +65,12 @@ def open_same_cgroup(sys: Sys, root_fd: int, path: str, cgroup_id: int) -> int:
         fd = open_cgroup(sys, root_fd, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CgroupGone(path) from error
-    if sys.fstat(fd).st_ino != cgroup_id:
+    try:
+        same = sys.fstat(fd).st_ino == cgroup_id
+    except OSError:
+        sys.close(fd)
+        raise
+    if not same:
         sys.close(fd)
         raise CgroupGone(path)
     return fd
@@ -77,9 +82,12 @@ def open_interface(sys: Sys, dir_fd: int, file: str, flags: int = READ) -> int:
     Raises FileNotFoundError when the name is something else than a regular file.
     """
     fd = sys.open(file, flags, dir_fd=dir_fd)
-    if not stat.S_ISREG(sys.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(sys.fstat(fd).st_mode):
+            raise FileNotFoundError(2, "not an interface file", file)
+    except OSError:
         sys.close(fd)
-        raise FileNotFoundError(2, "not an interface file", file)
+        raise
     return fd
 
 
