@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from qosd.config import (
     IdlePolicy,
     Mode,
     OnForeignWrite,
+    WorkloadRule,
     decode,
     parse_duration,
     patterns_overlap,
@@ -47,9 +49,13 @@ def test_the_shipped_file_shows_the_defaults() -> None:
 def test_the_shipped_file_shows_every_key() -> None:
     """A key that an operator cannot see there does not exist for them."""
     text = SHIPPED.read_text(encoding="utf-8")
+    keys = [key for key in KEYS if key != "workload"] + list(WorkloadRule.__struct_fields__)
 
-    missing = [key for key in leaf_keys(DEFAULTS) if f"{key.rpartition('.')[2]} =" not in text]
+    missing = [
+        key for key in keys if not re.search(rf"^(# )?{key.rpartition('.')[2]} = ", text, re.MULTILINE)
+    ]
     assert missing == []
+    assert "[[workload]]" in text
 
 
 def leaf_keys(value: dict[str, object], prefix: str = "") -> list[str]:
@@ -68,7 +74,7 @@ def test_an_empty_file_means_the_defaults() -> None:
 
 RANGES = [
     # key, within (both ends), outside
-    ("interval", ['"100ms"', '"10s"'], ['"99ms"', '"11s"', '"0s"']),
+    ("interval", ['"100ms"', '"5s"'], ['"99ms"', '"11s"', '"0s"']),
     ("host.cpu_target_pct", ["0.1", "100"], ["0", "-1", "100.1", "nan"]),
     ("cpu.weight.be_weight", ["1", "10000"], ["0", "10001", "-1"]),
     ("cpu.weight.ls_weight", ["1", "10000"], ["0", "10001"]),
@@ -90,6 +96,11 @@ RANGES = [
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, within, _ in RANGES for value in within])
 def test_both_ends_of_a_range_are_taken(key: str, value: str) -> None:
     decode(set_key(key, value))
+
+
+def test_the_interval_may_be_as_long_as_the_mean() -> None:
+    assert decode('interval = "10s"\n[cpu.bandwidth]\nmean = "10s"').interval == 10_000_000
+    assert refusal('interval = "10s"').startswith("cpu.bandwidth.mean: ")
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, _, outside in RANGES for value in outside])
