@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-ebpf clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,7 +36,7 @@ PROBES := $(patsubst %.bpf.c,%.bpf.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
 build-packages:
 	packaging/bootstrap package
 
-%.bpf.o: %.bpf.c packaging/bpf | build-packages
+%.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch]) packaging/bpf | build-packages
 	packaging/bpf $< $@
 
 bpf: $(PROBES) ## compile the BPF programs
@@ -52,6 +52,9 @@ deb: wheel ## dist/qosd_VERSION_ARCH.deb
 
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py
+
+bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
+	$(RUN) bench/ebpf.py
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -88,6 +88,7 @@ def result(tmp_path: Path) -> Result:
     }
     load = {"share": 0.3, "loops": 900, "request_usec": 1300.0, "rate": 400.0, "burst_rate": 700.0}
     (tmp_path / "facts.json").write_text(json.dumps(facts))
+    (tmp_path / "neighbours.json").write_text(json.dumps({"1-qosd": 0.25}))
     (tmp_path / "load.json").write_text(json.dumps(load))
     return results.read(tmp_path, plan, 5.0)
 
@@ -147,14 +148,15 @@ def test_a_torn_file_of_latencies_is_refused() -> None:
 
 
 def test_the_table_gives_every_mode_with_median_and_spread(result: Result) -> None:
-    console = Console(width=120, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(table.build(result))
     text = console.export_text()
 
     rows = [words[1] for line in text.splitlines() if len(words := line.split()) > 1]
     assert [word for word in rows if word in MODES] == list(MODES)
-    assert "3.30 (3.20–3.40)" in text
-    assert "over SLO 5 ms" in text
+    assert "3.20–3.40" in text
+    assert "over SLO" in text
+    assert "…" not in text.replace("BE is …", "")
 
 
 def test_what_lies_within_the_spread_is_not_called_a_difference(result: Result) -> None:
@@ -178,6 +180,10 @@ def test_the_report_is_one_well_formed_file_that_fetches_nothing(result: Result)
     assert not re.search(r"https?://|@import|url\(", page)
     assert "Debian &lt;12&gt;" in page
     assert "&lt;so BE gives way&gt;" in page
+
+
+def test_the_report_tells_what_others_took_of_the_machine(result: Result) -> None:
+    assert "took up to 25 % of its CPU time" in report.render(result)
 
 
 def test_the_report_does_without_qosd_and_without_its_answers(result: Result) -> None:

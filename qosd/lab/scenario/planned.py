@@ -50,9 +50,9 @@ class Plan:
     be_slice: str = "be.slice"
     slices: dict[str, str] = dataclasses.field(default_factory=dict)
     """Unit files to bring and take away again, for a target without qosd's own slices."""
-    share: float = 0.30
+    share: float = 0.25
     """Of the host's CPUs, what LS asks for."""
-    burst_share: float = 0.50
+    burst_share: float = 0.40
     request_ms: float = 1.0
     """CPU time of one request in redis."""
     seed: int = 1

@@ -1,0 +1,53 @@
+"""A device and its root qdisc, and the numbers that mark ours. Standard library only: see undo.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HANDLE = 0xA001_0000
+"""Our major number on every uplink: what has it is ours to delete, what has not is never touched."""
+
+LINK_CLASS = HANDLE | 0x1
+"""Inner class that both tiers borrow from. HTB classes without a parent cannot send beyond their `rate`."""
+BE_TIER = HANDLE | 0x2
+"""Inner class whose `ceil` is the BE ceiling: the one number that changes from tick to tick."""
+LS_CLASS = HANDLE | 0x10
+"""Default class: LS, the system, and whatever nobody classified."""
+BE_CLASS = HANDLE | 0x20
+"""Leaf of every BE workload without a class of its own."""
+FIRST_WORKLOAD_CLASS = HANDLE | 0x21
+MAX_WORKLOAD_CLASSES = 200
+
+
+class LinkSample(NamedTuple):
+    """One network device, as RTM_GETLINK and sysfs tell it."""
+
+    ifindex: int
+    name: str
+    kind: str | None = None
+    """IFLA_INFO_KIND: veth, bridge, bond, vlan, ...; None for a plain device."""
+    physical: bool = False
+    """Backed by a device on a bus."""
+    loopback: bool = False
+    operstate: str = "unknown"
+    carrier: bool | None = None
+    speed_mbit: int | None = None
+    """None where the driver does not know (virtio) or the link is down."""
+    tx_queues: int = 1
+    master: int | None = None
+    slave_kind: str | None = None
+    """IFLA_INFO_SLAVE_KIND: the kind of the master this device is enslaved to."""
+
+
+class QdiscSample(NamedTuple):
+    """The root qdisc of a device. Major 0 means the kernel attached it by default."""
+
+    ifindex: int
+    kind: str
+    handle: int
+    default_class: int | None = None
+    """HTB's `default`, None for other kinds."""
+
+    @property
+    def is_ours(self) -> bool:
+        return self.kind == "htb" and self.handle == HANDLE and self.default_class == LS_CLASS & 0xFFFF
