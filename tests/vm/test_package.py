@@ -77,6 +77,29 @@ def test_apt_installs_it_from_debian_alone_and_the_daemon_runs(vm: Machine) -> N
     assert vm.run("systemctl list-units --failed --no-legend").stdout == ""
 
 
+def test_a_member_of_the_group_may_look_and_nobody_else(vm: Machine) -> None:
+    vm.run(INSTALL, timeout=300)
+    vm.run("useradd --groups qosd operator; useradd guest")
+
+    seen = vm.run("setpriv --reuid operator --regid operator --init-groups qosctl status --json")
+    refused = vm.run("setpriv --reuid guest --regid guest --init-groups qosctl status --json", check=False)
+
+    vm.run("userdel operator; userdel guest")
+    assert '"mode": "enforce"' in seen.stdout
+    assert refused.returncode == 4
+
+
+def test_systemctl_reload_fails_when_the_configuration_is_refused(vm: Machine) -> None:
+    vm.run(INSTALL, timeout=300)
+    vm.run("systemctl reload qosd")
+    vm.run("sed -i 's/^mode = .*/mdoe = \"observe\"/' /etc/qosd/qosd.toml")
+
+    assert vm.run("systemctl reload qosd", check=False).returncode != 0
+
+    assert "did you mean `mode`" in vm.run("journalctl -u qosd --no-pager -n 20").stdout
+    assert vm.run("systemctl is-active qosd").stdout == "active\n"
+
+
 def test_removal_takes_everything_out_of_force_and_leaves_the_jobs_running(vm: Machine) -> None:
     # The peer's weight keeps the cpu controller on, so that the values cannot go by its going.
     vm.run("systemd-run -q --unit=peer -p CPUWeight=50 sleep 1000")
