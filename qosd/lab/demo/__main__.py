@@ -119,9 +119,12 @@ def make_plan(options: Options, daemon: Daemon | None, *, installed: bool) -> Pl
     rounds = alternating(options.modes, options.rounds)
     if installed:
         return Plan(rounds=rounds, daemon=daemon)
-    ls_slice, be_slice = target.HOST_SLICES
     return Plan(
-        rounds=rounds, daemon=daemon, ls_slice=ls_slice, be_slice=be_slice, slices=target.host_slices()
+        rounds=rounds,
+        daemon=daemon,
+        ls_slice=target.LS_SLICE,
+        be_slice=target.BE_SLICE,
+        slices=target.host_slices(),
     )
 
 
