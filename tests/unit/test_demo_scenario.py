@@ -47,7 +47,7 @@ def test_a_request_is_what_redis_clients_send() -> None:
 def test_the_load_bursts_and_comes_back() -> None:
     stage = rounds.Stage(Plan(rounds=(), daemon=None), {"rate": 400.0, "burst_rate": 700.0}, "/nowhere")
 
-    assert stage.rates() == {0.0: 400.0, 6.0: 700.0, 9.0: 400.0}
+    assert stage.rates() == {0.0: 400.0, 5.5: 700.0, 8.0: 400.0}
 
 
 def test_without_qosd_neither_ls_nor_be_is_in_a_slice_of_its_own() -> None:

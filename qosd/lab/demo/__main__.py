@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from qosd.lab.scenario.planned import Mode
 
 SOURCE = Path(__file__).parents[1] / "load" / "openloop.c"
-SLO_IN_REQUESTS = 5
-"""The SLO, unless given: five times the CPU time of one request. Chosen before anything is measured."""
+SLO_IN_REQUESTS = 10
+"""The SLO, unless given: ten times the CPU time of one request. Chosen before anything is measured."""
 
 
 class Options(NamedTuple):
@@ -208,7 +208,7 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--kernel", default="6.12", show_default=True, help="The guest's kernel.")
 @click.option(
-    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time."
+    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 10 times one request's CPU time."
 )
 @click.option(
     "--openloop", type=click.Path(path_type=Path, exists=True), help="The load generator, built before."
