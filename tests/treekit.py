@@ -99,15 +99,22 @@ class FakeSys(Sys):
 
         self.hooks.append(hook)
 
-    def crash_at(self, nth: int) -> None:
-        """Stop the program for good before its nth call from now."""
+    def crash_at(self, nth: int, torn: int = 0) -> None:
+        """Stop the program for good before its nth call from now.
+
+        When that call appends to the journal, `torn` bytes of the record still reach the file.
+        """
         left = nth
 
         def hook(call: Call) -> None:
             nonlocal left
             left -= 1
-            if left <= 0 and call.name != "close":
-                raise Crash(f"before {call}")
+            if left > 0:
+                return
+            if left == 0 and call.name == "write" and not _is_interface(call.path):
+                with open(call.path, "ab") as file:
+                    file.write(call.data[:torn])
+            raise Crash(f"before {call}")
 
         self.hooks.append(hook)
 

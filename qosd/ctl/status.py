@@ -17,14 +17,14 @@ from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
 _STUCK_INTERVALS = 5
 _WATCH_SECONDS = 1.0
-_MODES = {
+MODES = {
     "enforce": ("enforcing", "bold green"),
     "observe": ("observing: it writes nothing and shows what it would do", "bold cyan"),
     "paused": ("paused: everything is given back", "bold yellow"),
     "starting": ("starting: it looks at the originals before its first write", "bold cyan"),
     "failed": ("FAILED: everything is given back; see journalctl -u qosd", "bold red"),
 }
-_STATES = {
+STATES = {
     "yielded": "left alone: somebody else set it",
     "contested": "left alone for a while: somebody keeps undoing it",
     "backoff": "failed; tried again later",
@@ -60,7 +60,7 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
 
 
 def _headline(status: Status, now: float) -> Text:
-    words, style = _MODES.get(status.mode, (status.mode, "bold"))
+    words, style = MODES.get(status.mode, (status.mode, "bold"))
     text = Text.assemble(("qosd ", "bold"), f"{status.version} is ", (words, style))
     if status.mode == "paused":
         until = status.paused_until
@@ -165,7 +165,7 @@ def _why(setting: SettingStatus, mode: str) -> str:
     if setting.state == "writing":
         would = "" if mode == "enforce" else "would be "
         return f"{would}{setting.wanted}: {short}"
-    trouble = _STATES.get(setting.state, setting.state)
+    trouble = STATES.get(setting.state, setting.state)
     return f"! wanted {setting.wanted}; {trouble}" + (f" ({setting.error})" if setting.error else "")
 
 
