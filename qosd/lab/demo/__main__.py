@@ -63,7 +63,7 @@ def build_deb(steps: Steps, options: Options) -> Path:
     if options.deb is not None:
         return options.deb
     with steps.step("building the .deb"):
-        run(["make", "-C", str(target.ROOT), "deb"], options.output / "log.txt")
+        run(["make", "-C", str(target.ROOT), "-o", ".venv/stamp", "deb"], options.output / "log.txt")
     packages = sorted((target.ROOT / "dist").glob("qosd_*.deb"), key=lambda path: path.stat().st_mtime)
     if not packages:
         raise StepError("`make deb` left no dist/qosd_*.deb")
