@@ -206,7 +206,7 @@ def _egress(held: LinkState, tick: _Tick, limit: _Bounds) -> tuple[LinkState, _E
     if total is None:
         total = ls + be
     if seconds > 1.5 * span:
-        # `ls` is a mean over the ticks without a reading. BE sent at most its ceiling, LS the rest of this tick.
+        # `ls` is a mean over ticks without a reading. BE sent at most its ceiling, LS the rest of this tick.
         ls = max(ls, total - held.ceil_bps)
     return msgspec.structs.replace(state, be_bps=be), _Egress(ls, total, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,6 +46,10 @@ def net(**changes: object) -> Net:
     return msgspec.structs.replace(Net(uplinks=("u0",), link_speed={"u0": GBIT}), **changes)  # type: ignore[dict-item]
 
 
+def class_bytes(lab: Lab, tc: Tc) -> dict[int, int]:
+    return {sample.classid: sample.bytes for sample in tc.classes(lab.link("u0").ifindex)}
+
+
 def tick(
     uplinks: Uplinks, prev: NetSample | None, state: shaping.State, usec: int
 ) -> tuple[NetSample, shaping.State]:
@@ -63,10 +68,16 @@ def test_be_is_held_at_its_ceiling_and_ls_is_not(lab: Lab, tc: Tc, proto: str, t
     tc.build(shape(lab))
     lab.send(5000, "--proto", proto, "--priority", BE, to=to)
     lab.send(5001, "--proto", proto, "--mbit", "200", to=to)
-    rates = lab.sink().settled_rate_bps((5000, 5001), 1.5)
-    # Payload is a few per cent less than what HTB counts: 1400 of 1462 bytes in the smallest packets here.
-    assert 0.90 * 50 * MBIT < rates[5000] < 1.02 * 50 * MBIT
-    assert rates[5001] > 0.90 * 200 * MBIT
+    lab.sink().settled_rate_bps((5000, 5001), 0.1)
+    begin, before = time.monotonic(), class_bytes(lab, tc)
+    rates = lab.sink().rate_bps(1.5)
+    end, after = time.monotonic(), class_bytes(lab, tc)
+    sent = {classid: 8 * (after[classid] - before[classid]) / (end - begin) for classid in after}
+    assert sent[BE_CLASS] == pytest.approx(50 * MBIT, rel=0.04)
+    assert 0 < rates[5000] < 51 * MBIT
+    assert sent[LS_CLASS] > 190 * MBIT
+    # Datagrams may be lost in the receiver's buffer when the machine is busy; then it is not the shaper's doing.
+    assert rates[5001] > (180 if proto == "tcp" else 100) * MBIT
 
 
 def test_class_counters_tell_the_tiers_apart(lab: Lab, tc: Tc) -> None:
