@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format deb wheel lab bench-tick clean
+.PHONY: help demo test test-fast lint format deb wheel lab bench-tick bpf bench-ebpf clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,15 @@ lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 format: $(VENV)/stamp ## let ruff format and fix what it can
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
+
+# clang takes asm/types.h from the multiarch directory; llvm-strip -g drops DWARF and keeps BTF.
+BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
+
+bpf: $(BPF_OBJECTS) ## compile the eBPF probes (needs clang, llvm, libbpf-dev: packaging/bootstrap package)
+
+%.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch])
+	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -idirafter /usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
+	llvm-strip -g $@
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,147 @@
+"""libbpf.so.1 by ctypes: the C declarations that qosd uses, and what the library says while it works.
+
+libbpf 1.x returns NULL or a negative number and sets errno. Its messages go to stderr unless a print function
+takes them, which is one for the whole process: the daemon opens one `Library` and keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from ctypes import c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any
+
+from qosd.ebpf.errors import BpfCallError, LibraryMissingError
+
+SONAME = "libbpf.so.1"
+
+_LOG_BYTES = 16 << 20
+"""libbpf's own limit for a verifier log. Mapped, so only what is written costs memory."""
+
+_WARN = 0
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
+SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+"""ring_buffer_sample_fn"""
+
+BPF_ANY = 0
+BPF_STATS_RUN_TIME = 0
+BPF_NOEXIST = 1
+BTF_KIND_TYPEDEF = 8
+
+MAP_PERCPU_HASH = 5
+MAP_LRU_PERCPU_HASH = 10
+
+
+class OpenOptions(ctypes.Structure):
+    """struct bpf_object_open_opts up to object_name; libbpf reads as far as `sz` says."""
+
+    _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
+
+
+_DECLARATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "libbpf_num_possible_cpus": (c_int, ()),
+    "bpf_object__open_mem": (c_void_p, (c_void_p, c_size_t, c_void_p)),
+    "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
+    "bpf_object__next_program": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_object__next_map": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_program__name": (c_char_p, (c_void_p,)),
+    "bpf_program__section_name": (c_char_p, (c_void_p,)),
+    "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__fd": (c_int, (c_void_p,)),
+    "bpf_program__attach": (c_void_p, (c_void_p,)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
+    "bpf_program__attach_iter": (c_void_p, (c_void_p, c_void_p)),
+    "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_link__fd": (c_int, (c_void_p,)),
+    "bpf_iter_create": (c_int, (c_int,)),
+    "bpf_map__name": (c_char_p, (c_void_p,)),
+    "bpf_map__fd": (c_int, (c_void_p,)),
+    "bpf_map__type": (c_int, (c_void_p,)),
+    "bpf_map__key_size": (c_uint32, (c_void_p,)),
+    "bpf_map__value_size": (c_uint32, (c_void_p,)),
+    "bpf_map__max_entries": (c_uint32, (c_void_p,)),
+    "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
+    "bpf_map__set_type": (c_int, (c_void_p, c_int)),
+    "bpf_map__set_max_entries": (c_int, (c_void_p, c_uint32)),
+    "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
+    "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
+    "bpf_map_lookup_batch": (c_int, (c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, c_void_p)),
+    "bpf_enable_stats": (c_int, (c_int,)),
+    "ring_buffer__new": (c_void_p, (c_int, SAMPLE, c_void_p, c_void_p)),
+    "ring_buffer__free": (None, (c_void_p,)),
+    "ring_buffer__epoll_fd": (c_int, (c_void_p,)),
+    "ring_buffer__consume": (c_int, (c_void_p,)),
+    "btf__load_vmlinux_btf": (c_void_p, ()),
+    "btf__find_by_name_kind": (c_int, (c_void_p, c_char_p, c_uint32)),
+    "btf__free": (None, (c_void_p,)),
+}
+
+
+class Library:
+    """The loaded library; `call` is its functions by their C names."""
+
+    def __init__(self) -> None:
+        try:
+            self.call = ctypes.CDLL(SONAME, use_errno=True)
+            for name, (result, arguments) in _DECLARATIONS.items():
+                function = getattr(self.call, name)
+                function.restype = result
+                function.argtypes = arguments
+        except (OSError, AttributeError) as error:
+            raise LibraryMissingError(f"{SONAME} can't be used, install libbpf1: {error}") from None
+        self._libc = ctypes.CDLL(None)
+        self._libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
+        self._said: list[str] = []
+        self._print = _PRINT(self._hear)  # kept: the library calls it for as long as it lives
+        self.call.libbpf_set_print(self._print)
+
+    def close(self) -> None:
+        """Leave the library mute: the callback must not be called once this object is gone."""
+        self.call.libbpf_set_print(None)
+
+    def _hear(self, level: int, text: int, arguments: int) -> int:
+        # va_list passes as a pointer on every 64-bit ABI that Debian has.
+        if level == _WARN:
+            with mmap.mmap(-1, _LOG_BYTES) as log:
+                buffer = (ctypes.c_char * _LOG_BYTES).from_buffer(log)
+                self._libc.vsnprintf(buffer, _LOG_BYTES, text, arguments)
+                self._said.append(buffer.value.decode(errors="replace"))
+                del buffer  # an exported buffer would keep the mapping
+        return 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[str]]:
+        """The warnings of the calls inside, a verifier's log among them."""
+        said: list[str] = []
+        self._said = said
+        try:
+            yield said
+        finally:
+            self._said = []
+
+    def give_back_memory(self) -> None:
+        """Parsing the kernel's whole BTF (5 MB) for each load leaves free pages that glibc would keep."""
+        with contextlib.suppress(AttributeError):  # glibc only
+            self._libc.malloc_trim(0)
+
+
+def checked(what: str, result: int | None) -> int:
+    """A libbpf result, or its errno as an error: NULL and negative numbers are failures."""
+    if result is None or result < 0:
+        number = ctypes.get_errno()
+        raise BpfCallError(what, number, os.strerror(number))
+    return result
+
+
+def each(following: Callable[[int, int | None], int | None], owner: int) -> Iterator[int]:
+    """The items of bpf_object__next_program and its kind."""
+    item = following(owner, None)
+    while item is not None:
+        yield item
+        item = following(owner, item)

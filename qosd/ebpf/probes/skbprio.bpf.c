@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * Which traffic class does a workload's egress go to? HTB takes a valid class id in skb->priority as the class.
+ *
+ * One program, attached to each workload's root; the cgroup storage is that of the cgroup it is attached to, also
+ * for packets of the cgroups below. Where roots nest, the outer one runs last and wins.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+struct class {
+	__u32 priority; /* major << 16 | minor; 0: count only */
+	__u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, struct bpf_cgroup_storage_key);
+	__type(value, struct class);
+} skbprio_class SEC(".maps");
+
+struct traffic {
+	__u64 bytes; /* of IP packets, headers once for each packet as the stack had it */
+	__u64 packets;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE);
+	__type(key, struct bpf_cgroup_storage_key);
+	__type(value, struct traffic);
+} skbprio_traffic SEC(".maps");
+
+SEC("cgroup_skb/egress")
+int skbprio_egress(struct __sk_buff *skb)
+{
+	struct class *class = bpf_get_local_storage(&skbprio_class, 0);
+	struct traffic *traffic = bpf_get_local_storage(&skbprio_traffic, 0);
+	__u32 segments = skb->gso_segs;
+
+	traffic->bytes += skb->len;
+	traffic->packets += segments ? segments : 1;
+	if (class->priority)
+		skb->priority = class->priority;
+	return 1; /* let it pass */
+}
+
+char LICENSE[] SEC("license") = "GPL v2";

@@ -1,0 +1,235 @@
+"""The probes on the kernel's tracepoints: opened together, each may be absent, gone together.
+
+A probe that the kernel can't run takes nobody with it: it is left out and `absent` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from qosd.ebpf import runq
+from qosd.ebpf.errors import BpfError, HookMissingError, RefusedError
+from qosd.ebpf.libbpf import Library, checked
+from qosd.ebpf.loader import Object, missing_hooks, read_object
+from qosd.ebpf.maps import RunTime
+from qosd.ebpf.runq import Root, Runq, RunqOptions
+from qosd.ebpf.samples import (
+    BlkioSample,
+    ReclaimSample,
+    RunqBreach,
+    RunqSample,
+    decode_histogram,
+    decode_io,
+    decode_io_key,
+    decode_reclaim_key,
+)
+from qosd.model import CgroupId
+
+NAME = "tracing"
+
+Probe = Literal["runq", "reclaim", "blkio"]
+
+PROGRAMS: dict[Probe, tuple[str, ...]] = {
+    "runq": runq.PROGRAMS,
+    "reclaim": ("reclaim_direct_begin", "reclaim_direct_end", "reclaim_memcg_begin", "reclaim_memcg_end"),
+    "blkio": ("blkio_complete",),
+}
+_MAPS: dict[Probe, tuple[str, ...]] = {
+    "runq": runq.MAPS,
+    "reclaim": ("reclaim_stalls", "reclaiming"),
+    "blkio": ("blkio_latency",),
+}
+ALL: tuple[Probe, ...] = ("runq", "reclaim", "blkio")
+
+_DISPENSABLE = frozenset({"reclaim_memcg_begin", "reclaim_memcg_end"})
+"""Without them the probe still answers: kernels without CONFIG_MEMCG have no such tracepoints."""
+
+_ROOT = struct.Struct("=Q2I")
+_WATCHED = 1
+_FIRST = (0).to_bytes(4, "little")
+
+
+class TracingOptions(msgspec.Struct, frozen=True, gc=False):
+    probes: tuple[Probe, ...] = ALL
+    max_roots: int = 1024
+    runq: RunqOptions = RunqOptions()
+
+
+class TracingSample(msgspec.Struct, frozen=True, gc=False):
+    """All counters since `open`; None for a probe that is absent."""
+
+    runq: RunqSample | None
+    reclaim: ReclaimSample | None
+    blkio: BlkioSample | None
+
+
+class Tracing:
+    """Open with `Tracing.open`. `fd` is readable when `events` has something; None without the runq probe."""
+
+    def __init__(self, loaded: Object, options: TracingOptions, absent: Mapping[Probe, BpfError]) -> None:
+        self.absent = dict(absent)
+        self._object = loaded
+        self._links: dict[Probe, list[int]] = {}
+        self._roots: dict[CgroupId, Root] = {}
+        self._root_map = loaded.map("roots")
+        wanted = "runq" in options.probes and "runq" not in absent
+        self._runq = Runq(loaded, options.runq) if wanted else None
+        self.fd = self._runq.fd if self._runq else None
+
+    @classmethod
+    def open(
+        cls,
+        library: Library,
+        roots: Mapping[CgroupId, Root],
+        options: TracingOptions | None = None,
+        elf: bytes | None = None,
+    ) -> Tracing:
+        """Load, configure, attach. A BpfError if no probe is left; nothing stays in the kernel then."""
+        chosen = options or TracingOptions()
+        loaded, absent, left_out = _load(library, chosen, read_object(NAME) if elf is None else elf)
+        with contextlib.ExitStack() as undo:
+            undo.callback(loaded.close)
+            tracing = cls(loaded, chosen, absent)
+            tracing.set_roots(roots)
+            for probe in chosen.probes:
+                if probe not in absent:
+                    programs = [name for name in PROGRAMS[probe] if name not in left_out]
+                    tracing._links[probe] = [loaded.attach(name) for name in programs]
+            undo.pop_all()
+        return tracing
+
+    def set_roots(self, roots: Mapping[CgroupId, Root]) -> None:
+        """The workloads from now on; counters of those that stay are kept, of those that go are dropped."""
+        gone = {cgroup: root for cgroup, root in self._roots.items() if cgroup not in roots}
+        for cgroup in gone:
+            self._root_map.delete(cgroup.to_bytes(8, "little"))
+        for cgroup, root in roots.items():
+            if self._roots.get(cgroup) != root:
+                value = _ROOT.pack(root.threshold_ns or 0, _WATCHED if root.watched else 0, 0)
+                self._root_map.update(cgroup.to_bytes(8, "little"), value)
+        self._roots = dict(roots)
+        if self._runq:
+            self._runq.roots_changed(gone)
+
+    def read(self) -> TracingSample:
+        return TracingSample(
+            runq=self._runq.read() if self._runq else None,
+            reclaim=self._read_reclaim() if "reclaim" in self._links else None,
+            blkio=self._read_blkio() if "blkio" in self._links else None,
+        )
+
+    def _read_reclaim(self) -> ReclaimSample:
+        items = self._object.map("reclaim_stalls").items()
+        stalls = {decode_reclaim_key(key): decode_histogram(value) for key, value in items}
+        (created,) = struct.unpack("=Q", self._counters(".data.reclaim"))
+        return ReclaimSample(stalls=stalls, evicted=max(0, created - len(stalls)))
+
+    def _read_blkio(self) -> BlkioSample:
+        items = self._object.map("blkio_latency").items()
+        io = {decode_io_key(key): decode_io(value) for key, value in items}
+        created, untimed = struct.unpack("=2Q", self._counters(".data.blkio"))
+        return BlkioSample(io=io, evicted=max(0, created - len(io)), untimed=untimed)
+
+    def _counters(self, name: str) -> bytes:
+        value = self._object.map(name).lookup(_FIRST)
+        if value is None:
+            raise BpfError(f"{NAME}: {name} has no element 0")
+        return value
+
+    def events(self) -> Iterator[RunqBreach]:
+        """Breaches since the last call; never blocks."""
+        return self._runq.events() if self._runq else iter(())
+
+    def run_time(self) -> dict[Probe, RunTime]:
+        """What each probe has cost while `run_time_statistics` was on."""
+        programs = self._object.run_time()
+        return {
+            probe: RunTime(
+                run_time_ns=sum(programs[name].run_time_ns for name in PROGRAMS[probe] if name in programs),
+                run_cnt=sum(programs[name].run_cnt for name in PROGRAMS[probe] if name in programs),
+            )
+            for probe in self._links
+        }
+
+    def detach(self, probe: Probe, reason: BpfError) -> None:
+        """Off its hooks, for good; its counters stand still and are not read any more."""
+        for link in self._links.pop(probe, []):
+            self._object.detach(link)
+        self.absent[probe] = reason
+        if probe == "runq":
+            self._runq, self.fd = None, None
+
+    def close(self) -> None:
+        self._object.close()
+
+
+def _load(
+    library: Library, options: TracingOptions, elf: bytes
+) -> tuple[Object, dict[Probe, BpfError], frozenset[str]]:
+    """A loaded object with what this kernel can run of it.
+
+    Hooks are looked up only after a refusal: reading the kernel's BTF for it costs as much as a load.
+    """
+    absent: dict[Probe, BpfError] = {}
+    left_out: frozenset[str] | None = None
+    while True:
+        try:
+            loaded = _try_load(library, options, elf, absent, left_out or frozenset())
+        except RefusedError as error:
+            looked_up = left_out is not None
+            left_out = left_out or _without_hooks(library, elf, absent)
+            if looked_up or not left_out:
+                absent[_refused_probe(error, absent)] = error
+        else:
+            return loaded, absent, left_out or frozenset()
+        if all(probe in absent for probe in options.probes):
+            raise next(iter(absent.values()))
+
+
+def _refused_probe(error: RefusedError, absent: Mapping[Probe, BpfError]) -> Probe:
+    for probe, programs in PROGRAMS.items():
+        if error.program in programs and probe not in absent:
+            return probe
+    raise error
+
+
+def _without_hooks(library: Library, elf: bytes, absent: dict[Probe, BpfError]) -> frozenset[str]:
+    """The programs that this kernel has no tracepoint for; a probe that needs one of them becomes absent."""
+    missing = missing_hooks(library, NAME, elf)
+    for probe, programs in PROGRAMS.items():
+        hooks = sorted({missing[name] for name in programs if name in missing and name not in _DISPENSABLE})
+        if hooks:
+            absent[probe] = HookMissingError(probe, tuple(hooks))
+    return frozenset(missing)
+
+
+def _try_load(
+    library: Library,
+    options: TracingOptions,
+    elf: bytes,
+    absent: Mapping[Probe, BpfError],
+    left_out: frozenset[str],
+) -> Object:
+    opened = Object(library, NAME, elf)
+    with contextlib.ExitStack() as undo:
+        undo.callback(opened.close)
+        for probe in ALL:
+            if probe in absent or probe not in options.probes:
+                for program in PROGRAMS[probe]:
+                    opened.leave_out(program)
+                for name in _MAPS[probe]:
+                    opened.leave_out_map(name)
+        for program in left_out:
+            opened.leave_out(program)
+        opened.resize("roots", options.max_roots)
+        if "runq" in options.probes and "runq" not in absent:
+            cpus = checked("libbpf_num_possible_cpus", library.call.libbpf_num_possible_cpus())
+            runq.prepare(opened, options.runq, cpus)
+        opened.load()
+        undo.pop_all()
+    return opened

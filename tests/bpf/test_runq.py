@@ -1,0 +1,181 @@
+"""The run-queue probe on the running kernel: a victim and a hog share one CPU."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+import pytest
+
+from qosd.ebpf.libbpf import Library
+from qosd.ebpf.runq import Root, RunqOptions
+from qosd.ebpf.samples import RunqBreach, RunqSample
+from qosd.ebpf.tracing import Tracing, TracingOptions
+
+HOG = "while True: pass"
+VICTIM = """
+import time
+for _ in range(100):
+    end = time.perf_counter() + 0.003
+    while time.perf_counter() < end: pass
+    time.sleep(0.001)
+"""
+MS = 1_000_000
+
+
+def options(**runq: Any) -> TracingOptions:
+    return TracingOptions(probes=("runq",), runq=RunqOptions(**runq))
+
+
+def run_victim_and_hog(victim: Any, hog: Any) -> None:
+    burning = hog.run(HOG, cpu=1)
+    try:
+        assert victim.run(VICTIM, cpu=1).wait(timeout=60) == 0
+    finally:
+        burning.kill()
+        burning.wait()
+
+
+def sample_of(tracing: Tracing) -> RunqSample:
+    sample = tracing.read().runq
+    assert sample is not None
+    return sample
+
+
+def test_milliseconds_of_waiting_are_seen_and_the_hog_is_blamed(library: Library, cgroup: Any) -> None:
+    victim, hog = cgroup("victim"), cgroup("hog")
+    tracing = Tracing.open(library, {victim.id: Root(watched=True)}, options())
+    try:
+        run_victim_and_hog(victim, hog)
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    p99 = sample.workloads[victim.id].waits.quantile_ns(0.99)
+    assert p99 is not None
+    assert p99 > 1 * MS
+    assert set(sample.workloads) == {victim.id}
+    worst = max((b for b in sample.blames if b.culprit != victim.id), key=lambda b: b.ns)
+    assert (worst.victim, worst.culprit, worst.culprit_root) == (victim.id, hog.id, None)
+
+
+def test_shares_idle_and_unknown_add_up_to_the_blamed_waits(library: Library, cgroup: Any) -> None:
+    """With the floor at 0 every nanosecond of waiting is somebody's."""
+    victim, hog = cgroup("victim"), cgroup("hog")
+    tracing = Tracing.open(library, {victim.id: Root(watched=True)}, options(blame_floor_ns=0))
+    try:
+        run_victim_and_hog(victim, hog)
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    waits = sample.workloads[victim.id]
+    blamed = sum(b.ns for b in sample.blames if b.victim == victim.id)
+    assert blamed + waits.idle_ns + waits.unknown_ns == pytest.approx(waits.waits.total_ns, rel=0.01)
+
+
+def test_tasks_below_a_root_count_as_the_root_and_the_culprits_root_is_named(
+    library: Library, cgroup: Any
+) -> None:
+    ls, child = cgroup("ls"), cgroup("ls/child")
+    be, job = cgroup("be"), cgroup("be/job")
+    roots = {ls.id: Root(watched=True), be.id: Root(watched=False)}
+    tracing = Tracing.open(library, roots, options())
+    try:
+        run_victim_and_hog(child, job)
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    assert set(sample.workloads) == {ls.id}
+    by_job = [b for b in sample.blames if b.culprit == job.id]
+    assert [(b.victim, b.culprit_root) for b in by_job] == [(ls.id, be.id)]
+
+
+def test_a_wait_above_the_threshold_wakes_the_reader(library: Library, cgroup: Any) -> None:
+    victim, hog = cgroup("victim"), cgroup("hog")
+    root = Root(watched=True, threshold_ns=1 * MS)
+    tracing = Tracing.open(library, {victim.id: root}, options(event_gap_ns=0))
+    try:
+        assert tracing.fd is not None
+        poll = select.epoll()
+        poll.register(tracing.fd, select.EPOLLIN)
+        assert poll.poll(0) == []
+        run_victim_and_hog(victim, hog)
+        assert [fd for fd, _ in poll.poll(1)] == [tracing.fd]
+        events = list(tracing.events())
+        assert poll.poll(0) == []
+        poll.close()
+    finally:
+        tracing.close()
+    assert all(event.wait_ns >= 1 * MS and event.victim == victim.id for event in events)
+    assert hog.id in {event.culprit for event in events}
+    assert {event.cpu for event in events} == {1}
+
+
+def breaches_with_gap(library: Library, cgroup: Any, gap_ns: int) -> tuple[list[RunqBreach], int]:
+    victim, hog = cgroup("victim"), cgroup("hog")
+    root = Root(watched=True, threshold_ns=1 * MS)
+    tracing = Tracing.open(library, {victim.id: root}, options(event_gap_ns=gap_ns))
+    try:
+        run_victim_and_hog(victim, hog)
+        return list(tracing.events()), sample_of(tracing).workloads[victim.id].breaches
+    finally:
+        tracing.close()
+
+
+def test_events_are_rate_limited_in_the_kernel_and_breaches_counted_all_the_same(
+    library: Library, cgroup: Any
+) -> None:
+    events, breaches = breaches_with_gap(library, cgroup, gap_ns=60_000 * MS)
+    assert len(events) == 1
+    assert breaches > 5
+
+
+def test_lost_records_are_counted_when_nobody_reads_the_ring(library: Library, cgroup: Any) -> None:
+    """64 KiB hold about 900 records; 20 000 wake-ups above a threshold of 1 ns are more."""
+    victim = cgroup("victim")
+    root = Root(watched=True, threshold_ns=1)
+    tracing = Tracing.open(library, {victim.id: root}, options(event_gap_ns=0, blame_floor_ns=0))
+    try:
+        code = "import time\nfor _ in range(4000): time.sleep(0)\nfor _ in range(4000): time.sleep(1e-6)"
+        assert victim.run(code).wait(timeout=60) == 0
+        sample = sample_of(tracing)
+        received = len(list(tracing.events()))
+    finally:
+        tracing.close()
+    assert received > 100
+    assert sample.lost_events > 0
+    assert received + sample.lost_events == sample.workloads[victim.id].breaches
+
+
+def test_every_cgroup_has_a_histogram_when_all_are_watched(library: Library, cgroup: Any) -> None:
+    one, two = cgroup("one"), cgroup("two")
+    tracing = Tracing.open(library, {}, options(watch_all=True))
+    try:
+        run_victim_and_hog(one, two)
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    assert {one.id, two.id} <= set(sample.workloads)
+
+
+def test_what_a_full_map_throws_out_is_counted(library: Library, cgroup: Any) -> None:
+    tracing = Tracing.open(library, {}, options(watch_all=True, max_workloads=4))
+    try:
+        for number in range(30):
+            assert cgroup(f"c{number}").run("pass").wait(timeout=60) == 0
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    assert sample.evicted >= 20
+
+
+def test_a_root_added_later_is_seen_and_one_taken_away_is_forgotten(library: Library, cgroup: Any) -> None:
+    first, second, hog = cgroup("first"), cgroup("second"), cgroup("hog")
+    tracing = Tracing.open(library, {first.id: Root(watched=True)}, options())
+    try:
+        run_victim_and_hog(first, hog)
+        tracing.set_roots({second.id: Root(watched=True)})
+        run_victim_and_hog(second, hog)
+        sample = sample_of(tracing)
+    finally:
+        tracing.close()
+    assert set(sample.workloads) == {second.id}
