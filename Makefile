@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format deb wheel lab bench-tick bpf bench-ebpf clean
+.PHONY: help demo test test-fast lint format deb wheel lab bench-tick bpf bench-ebpf bench-net clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ bpf: $(BPF_OBJECTS) ## compile the eBPF probes (needs clang, llvm, libbpf-dev: p
 %.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch])
 	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -idirafter /usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
 	llvm-strip -g $@
+
+bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netlink requests (root)
+	PYTHONPATH=.:tests $(RUN) bench/net.py
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

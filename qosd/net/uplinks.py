@@ -78,6 +78,8 @@ class Uplinks:
         self.refused: dict[str, str] = {}
         """Configured name → why it is not shaped."""
         self.degraded: str | None = None
+        self.veths: frozenset[int] = frozenset()
+        """The host's ends of containers' veth pairs, for `marking`."""
         self.classes: dict[int, tuple[ClassSample, ...]] = {}
         """As last read, for the status."""
         self._ownership = ownership
@@ -93,10 +95,11 @@ class Uplinks:
             self._dirty = True
             return True
         names = self.config.uplinks
+        # A new default route is not announced here; a link that came up is when routes change.
+        any_link = names == "auto" or self.config.forwarded_mark is not None
         for event in events:
             ours = event.ifindex in self.held or (event.name is not None and event.name in names)
-            # A new default route is not announced here; a link that came up is when routes change.
-            self._dirty |= ours or (names == "auto" and event.name is not None)
+            self._dirty |= ours or (any_link and event.name is not None)
         return self._dirty
 
     def refresh(self, now_usec: int) -> tuple[Event, ...]:
@@ -115,6 +118,8 @@ class Uplinks:
         )
         wanted = resolve(names, present, {i: held.configured for i, held in self.held.items()})
         events = [self._forget(ifindex, present) for ifindex in self.held.keys() - wanted.values()]
+        uplinks = frozenset(wanted.values())
+        self.veths = frozenset(i for i, link in present.items() if link.kind == "veth") - uplinks
         self.refused = {name: "no such device" for name in names if name not in wanted}
         for name, ifindex in wanted.items():
             events.extend(

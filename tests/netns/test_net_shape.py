@@ -76,7 +76,8 @@ def test_be_is_held_at_its_ceiling_and_ls_is_not(lab: Lab, tc: Tc, proto: str, t
     assert sent[BE_CLASS] == pytest.approx(50 * MBIT, rel=0.04)
     assert 0 < rates[5000] < 51 * MBIT
     assert sent[LS_CLASS] > 190 * MBIT
-    # Datagrams may be lost in the receiver's buffer when the machine is busy; then it is not the shaper's doing.
+    # Datagrams may be lost in the receiver's buffer when the machine is busy; then it is not the shaper's
+    # doing.
     assert rates[5001] > (180 if proto == "tcp" else 100) * MBIT
 
 
