@@ -22,6 +22,10 @@ def parse_count(raw: bytes, file: str) -> int:
     return int(text)
 
 
+def parse_memory_current(raw: bytes) -> int:
+    return parse_count(raw, "memory.current")
+
+
 def parse_limit(raw: bytes, file: str) -> int | Max:
     return MAX if raw.strip() == b"max" else parse_count(raw, file)
 

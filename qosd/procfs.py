@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from qosd.errors import Malformed
 
+_POINT, _OPTIONS, _SUPER_OPTIONS = 4, 5, 2
 _KIB = 1024
 _FIELDS = 8  # user nice system idle iowait irq softirq steal; guest time is already inside user
 
@@ -70,11 +72,32 @@ def parse_self_cgroup(raw: bytes) -> str | None:
     return None
 
 
-def parse_cgroup2_mount(mountinfo: bytes) -> str | None:
-    """The first mount point of type cgroup2 in /proc/self/mountinfo, octal escapes undone."""
-    for line in mountinfo.split(b"\n"):
-        before, _, after = line.partition(b" - ")
-        if after.startswith(b"cgroup2 "):
-            point = before.split()[4]
-            return point.decode("unicode_escape").encode("latin-1").decode("utf-8", "surrogateescape")
-    return None
+class Mount(NamedTuple):
+    point: str
+    fstype: str
+    options: frozenset[str]
+    super_options: frozenset[str]
+
+
+def parse_mounts(mountinfo: bytes) -> list[Mount]:
+    """/proc/self/mountinfo, octal escapes of the mount points undone."""
+    mounts = []
+    for line in mountinfo.decode("utf-8", "surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if len(fields) > _OPTIONS and len(tail) > _SUPER_OPTIONS:
+            options = frozenset(fields[_OPTIONS].split(","))
+            super_options = frozenset(tail[_SUPER_OPTIONS].split(","))
+            mounts.append(Mount(_unescape(fields[_POINT]), tail[0], options, super_options))
+    return mounts
+
+
+def _unescape(point: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+
+
+def cgroup2_mount(proc: str = "/proc") -> str | None:
+    """Where cgroup2 is mounted, None where it is not."""
+    with open(f"{proc}/self/mountinfo", "rb") as file:
+        mounts = parse_mounts(file.read())
+    return next((mount.point for mount in mounts if mount.fstype == "cgroup2"), None)
