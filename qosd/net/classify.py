@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from qosd.ebpf.skbprio import ClassId, SkbPrio
+from qosd.errors import CgroupGone
 from qosd.model import CgroupId, Tier, Workload
 from qosd.net.device import BE_CLASS, LS_CLASS, workload_class
 
@@ -44,14 +45,17 @@ class Classifier:
         self._held: dict[CgroupId, int | None] = {}
 
     def sync(self, wanted: Mapping[CgroupId, int | None], open_dir: Callable[[CgroupId], int]) -> None:
-        """Attach, change and detach; `open_dir` opens a cgroup's directory, raising if it is gone."""
+        """Attach, change and detach; `open_dir` opens a cgroup's directory, raising CgroupGone."""
         for cgroup in self._held.keys() - wanted.keys():
             self._skbprio.detach(cgroup)
             del self._held[cgroup]
         for cgroup, class_id in wanted.items():
             if cgroup in self._held and self._held[cgroup] == class_id:
                 continue
-            fd = open_dir(cgroup)
+            try:
+                fd = open_dir(cgroup)
+            except CgroupGone:
+                continue
             try:
                 self._skbprio.attach(cgroup, fd, _words(class_id))
             finally:

@@ -151,6 +151,8 @@ class Lab:
         os.close(self._home)
 
     def _rmdir(self, path: Path) -> None:
+        if not path.exists():
+            return
         self.until(lambda: "populated 0" in (path / "cgroup.events").read_text(encoding="ascii"))
         path.rmdir()
 
