@@ -96,6 +96,10 @@ class Machine:
     def running(self) -> bool:
         return self._qemu.poll() is None
 
+    @property
+    def qemu_pid(self) -> int:
+        return self._qemu.pid
+
     def power_off(self) -> None:
         """Shut the guest down, or after a bounded wait kill it. Harmless when it is off already."""
         with self._cleanup, contextlib.suppress(MachineLostError, subprocess.TimeoutExpired):
@@ -107,6 +111,10 @@ class Machine:
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         tail = "\n".join(text.splitlines()[-lines:])
         return f"--- the end of {self.console}\n{tail}"
+
+    def _last_words(self, directory: Path) -> str:
+        logs = (directory / "virtiofsd.log", directory / "qemu.log")
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists()) + self.console_tail()
 
     def _start(self, image: Image) -> None:
         started = time.monotonic()
@@ -125,7 +133,7 @@ class Machine:
             )
             command = qemu_command(self.hardware, image, wiring)
             self._qemu = self._spawn(command, directory / "qemu.log", pass_fds=(theirs.fileno(),))
-        self._channel = Channel(ours, lambda: f"{_read(directory / 'qemu.log')}{self.console_tail()}")
+        self._channel = Channel(ours, lambda: self._last_words(directory))
         self._channel.wait_for_agent(BOOT_TIMEOUT)
         self.seconds_to_agent = time.monotonic() - started
         self._settle()
@@ -167,10 +175,6 @@ class Machine:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _virtiofsd_program() -> str:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,23 +126,39 @@ def test_swap_numa_smt_and_wired_nics_are_there_when_asked_for() -> None:
 
 
 def test_own_command_line_reaches_the_kernel_and_power_off_leaves_no_process() -> None:
-    before = _processes()
     with Machine.boot(append="psi=0") as vm:
         assert vm.run("cat /proc/pressure/cpu", check=False).returncode != 0
-        assert _processes() - before
-    assert not _processes() - before
+        pid = vm.qemu_pid
+        assert pid in _processes(os.getpid())
+    assert pid not in _processes(os.getpid())
     assert not vm.running
 
 
-def _processes() -> set[int]:
-    """The QEMU and virtiofsd processes that are our own children."""
+def test_a_killed_parent_takes_qemu_and_virtiofsd_with_it(tmp_path: Path) -> None:
+    lab = [sys.executable, "-m", "qosd.lab", "run", "--share", str(tmp_path), "--", "sleep", "600"]
+    with subprocess.Popen(lab, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        _until(lambda: len(_processes(parent.pid)) == 2)
+        children = [os.pidfd_open(pid) for pid in _processes(parent.pid)]
+        parent.kill()
+    for child in children:
+        # A pidfd is readable once its process is gone.
+        assert select.select([child], [], [], 10)[0]
+        os.close(child)
+
+
+def _processes(parent: int) -> set[int]:
+    """The QEMU and virtiofsd processes that a process of ours started."""
     found = set()
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if os.path.basename(os.readlink(f"/proc/{pid}/exe")) in {
-                "qemu-system-x86_64",
-                "virtiofsd",
-                "setpriv",
-            }:
-                found.add(int(pid))
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                if os.path.basename(os.readlink(f"/proc/{pid}/exe")) in {"qemu-system-x86_64", "virtiofsd"}:
+                    found.add(int(pid))
     return found
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300  # the image may have to be built first
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
