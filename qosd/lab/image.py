@@ -77,6 +77,7 @@ MASKED = (
         "dev-mqueue.mount",
     ),
     *("sys-fs-fuse-connections.mount", "sys-kernel-config.mount", "systemd-update-utmp.service"),
+    "systemd-update-utmp-runlevel.service",
     *(f"modprobe@{module}.service" for module in ("configfs", "dm_mod", "drm", "fuse", "loop")),
 )
 # Generators run at every boot and reload. Those of use are left: fstab's, and debug's for the command line.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BOOT_TIMEOUT = 180.0
 POWER_OFF_TIMEOUT = 30.0
 CONSOLES_KEPT = 20
-# Whatever ends us: the kernel sends the signal when the thread that started the process is gone.
+# Whatever ends us: the kernel signals it when the thread that started it is gone. A process that gains
+# capabilities, as in a new user namespace, has to ask again.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -167,8 +168,11 @@ class Machine:
             listener.bind(str(path))
             listener.listen(1)
             fd = listener.fileno()
-            command = [_virtiofsd_program(), f"--fd={fd}", "-o", f"source={self.share}", "-o", "cache=auto"]
-            self._spawn([*command, "-o", "sandbox=chroot"], directory / "virtiofsd.log", pass_fds=(fd,))
+            # It wants to be root; in a user namespace, files that the guest's root makes are the user's.
+            as_root = () if os.geteuid() == 0 else ("unshare", "--map-root-user", *DIES_WITH_US)
+            options = ("-o", f"source={self.share}", "-o", "cache=auto", "-o", "sandbox=chroot")
+            command = [*as_root, _virtiofsd_program(), f"--fd={fd}", *options]
+            self._spawn(command, directory / "virtiofsd.log", pass_fds=(fd,))
         return path
 
 
