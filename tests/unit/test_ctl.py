@@ -18,7 +18,7 @@ from qosd.ctl.exits import Failure
 from qosd.ctl.main import cli
 from qosd.errors import ConfigError
 from qosd.files import Key
-from qosd.journal import Journal, read_boot_id
+from qosd.journal import Entry, Journal, read_boot_id
 from qosd.sys import Sys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,7 +269,7 @@ def _left_behind(tmp_path: Path) -> Path:
     group.mkdir(parents=True)
     (group / "cpu.weight").write_text("1\n")
     journal = Journal(Sys(), str(tmp_path), read_boot_id())
-    journal.record(Key(group.stat().st_ino, "cpu.weight"), "be.slice", "100", "1")
+    journal.record(Key(group.stat().st_ino, "cpu.weight"), Entry("be.slice", "100", ("1",)))
     journal.close()
     return group
 
