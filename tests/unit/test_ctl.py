@@ -95,6 +95,19 @@ def test_an_answer_of_many_frames_comes_through_whole(sock: str) -> None:
         assert json.loads(client.ask(sock, "status")) == {"long": long}
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(None, "not finished a tick yet"), ({"mode": 1}, "systemctl restart qosd after an upgrade")],
+)
+def test_an_answer_that_is_no_status_is_a_sentence_and_no_traceback(
+    sock: str, answer: object, says: str
+) -> None:
+    with daemon(sock, answers(status={"ok": answer})):
+        result = qosctl("status", sock=sock)
+    assert result.exit_code == 1
+    assert says in result.stderr
+
+
 def test_status_for_people_has_no_escape_codes_off_a_terminal(sock: str) -> None:
     with daemon(sock):
         result = qosctl("status", sock=sock)
