@@ -40,7 +40,7 @@ def refusal(
         return f"{link.name} belongs to a container network or a virtual machine by its name"
     if link.kind is None and not link.physical:
         return f"{link.name} is not backed by a device"
-    if link.slave_kind is not None:
+    if link.slave_kind in ("bond", "team"):
         return f"{link.name} is enslaved to a {link.slave_kind}: list the {link.slave_kind} instead"
     return _qdisc_refusal(link.name, root, bandwidth_manager=bandwidth_manager)
 

@@ -78,6 +78,8 @@ class Uplinks:
         self.refused: dict[str, str] = {}
         """Configured name → why it is not shaped."""
         self.degraded: str | None = None
+        self.veths: frozenset[int] = frozenset()
+        """The host's ends of containers' veth pairs, for `marking`."""
         self.classes: dict[int, tuple[ClassSample, ...]] = {}
         """As last read, for the status."""
         self._ownership = ownership
@@ -93,10 +95,11 @@ class Uplinks:
             self._dirty = True
             return True
         names = self.config.uplinks
+        # A new default route is not announced here; a link that came up is when routes change.
+        any_link = names == "auto" or self.config.forwarded_mark is not None
         for event in events:
             ours = event.ifindex in self.held or (event.name is not None and event.name in names)
-            # A new default route is not announced here; a link that came up is when routes change.
-            self._dirty |= ours or (names == "auto" and event.name is not None)
+            self._dirty |= ours or (any_link and event.name is not None)
         return self._dirty
 
     def refresh(self, now_usec: int) -> tuple[Event, ...]:
@@ -115,6 +118,8 @@ class Uplinks:
         )
         wanted = resolve(names, present, {i: held.configured for i, held in self.held.items()})
         events = [self._forget(ifindex, present) for ifindex in self.held.keys() - wanted.values()]
+        uplinks = frozenset(wanted.values())
+        self.veths = frozenset(i for i, link in present.items() if link.kind == "veth") - uplinks
         self.refused = {name: "no such device" for name in names if name not in wanted}
         for name, ifindex in wanted.items():
             events.extend(
@@ -189,12 +194,19 @@ class Uplinks:
         self.config = config
         self._dirty = True
 
+    def release(self) -> tuple[Event, ...]:
+        """Give every uplink back; those that are still wanted are found again by the next `refresh`."""
+        self._dirty = True
+        return tuple(
+            self._forget(ifindex, {ifindex: self.held[ifindex].link}) for ifindex in tuple(self.held)
+        )
+
     def close(self) -> tuple[Event, ...]:
         """Give every uplink back and close the sockets."""
-        events = [self._forget(ifindex, {ifindex: self.held[ifindex].link}) for ifindex in tuple(self.held)]
+        events = self.release()
         self.tc.close()
         self.monitor.close()
-        return tuple(events)
+        return events
 
     def _bring(self, held: Held, shape: Shape) -> None:
         if held.applied is None:
@@ -254,7 +266,7 @@ class Uplinks:
         held = self.held.pop(link.ifindex, None)
         if held is not None:
             held.counter.close()
-            undo.remove(link.ifindex)  # leaves a root that somebody put in place of ours
+            self._undo(held)  # leaves a root that somebody put in place of ours
         return (Event(link.name, f"not shaped: {why}", failed=True),)
 
     def _undone(self, held: Held, now_usec: int) -> Event:
@@ -277,10 +289,15 @@ class Uplinks:
             self.degraded = NO_HTB
             return Event(held.link.name, NO_HTB, failed=True)
         if error.fault is Fault.GONE and held.applied is not None:
-            undo.remove(held.applied.ifindex)  # somebody deleted a class of ours: build anew
-            held.applied = None
+            self._undo(held)  # somebody deleted a class of ours: build anew
         self._dirty = True  # the device may be gone, or the root somebody else's
         return Event(held.link.name, held.error, failed=True)
+
+    def _undo(self, held: Held) -> None:
+        """Take our qdisc off, if this run put one there and it is still ours."""
+        if held.applied is not None:
+            undo.remove(held.link.ifindex)
+            held.applied = None
 
     def _forget(self, ifindex: int, present: dict[int, LinkSample]) -> Event:
         held = self.held.pop(ifindex)
@@ -288,8 +305,9 @@ class Uplinks:
         held.counter.close()
         if ifindex not in present:
             return Event(held.link.name, "the device is gone")
-        if held.applied is not None:
-            undo.remove(ifindex)
+        if held.applied is None:
+            return Event(held.link.name, "let go; it was not shaped")
+        self._undo(held)
         return Event(held.link.name, "released; the kernel's default qdisc is back")
 
 
