@@ -282,7 +282,7 @@ class TestRestore:
         assert text_of(group / "g/cpu.max.burst") == "80000"
 
     def test_the_root_is_the_only_place_it_looks(self, loop: Loop, tmp_path: Path) -> None:
-        """A path in the journal may be anything: links and `..` lead nowhere outside."""
+        """Neither a link nor an absolute path leads outside."""
         outside = make_tree(tmp_path / "outside", {**CPU_FILES, "cpu.max": "1 1\n"})
         (loop.root / "link").symlink_to(outside)
         number = cgroup_id(outside)
