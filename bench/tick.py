@@ -1,4 +1,4 @@
-"""What looking costs: tick time and syscalls a cgroup, memory, idle CPU, start-up. `make bench-tick`, as root.
+"""What looking costs: tick time and syscalls a cgroup, memory, idle CPU, start-up. Run as root.
 
 Everything is measured in one run beside something everybody knows: a walk with `open().read()` over the
 same files, and `python3 -I -c pass`. Times are of this machine; the ratios are what to compare.
@@ -29,6 +29,7 @@ from qosd.watch import CgroupFiles
 
 NAMES = tuple(field.replace("_", ".") for field in CgroupFiles._fields)
 ROUNDS = 15
+BOOT = "import sys; sys.path.insert(0, {!r}); from qosd.__main__ import main; sys.exit(main())"
 
 
 class CountingSys(Sys):
@@ -142,7 +143,7 @@ def daemon(top: Path, directory: Path, extra: str = "") -> Iterator[tuple[subpro
             sys.executable,
             "-I",
             "-c",
-            f"import sys; sys.path.insert(0, {os.getcwd()!r}); from qosd.__main__ import main; sys.exit(main())",
+            BOOT.format(os.getcwd()),
         ]
         argv += ["run", "--config", str(config), "--runtime", str(directory), "--cgroup-root", str(top)]
         start = time.perf_counter()
