@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format deb wheel lab bench-tick bpf bench-ebpf clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-ebpf bench-net clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,6 +13,9 @@ help: ## this list
 $(VENV)/stamp: pyproject.toml packaging/bootstrap
 	packaging/bootstrap venv $(PYTHON) $(VENV)
 	@touch $@
+
+demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo/report.html (HOST=1: on this host)
+	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
 test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
 	packaging/bootstrap lab
@@ -28,14 +31,36 @@ format: $(VENV)/stamp ## let ruff format and fix what it can
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-# clang takes asm/types.h from the multiarch directory; llvm-strip -g drops DWARF and keeps BTF.
-BPF_OBJECTS := $(patsubst %.c,%.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
+PROBES := $(patsubst %.bpf.c,%.bpf.o,$(wildcard qosd/ebpf/probes/*.bpf.c))
 
-bpf: $(BPF_OBJECTS) ## compile the eBPF probes (needs clang, llvm, libbpf-dev: packaging/bootstrap package)
+build-packages:
+	packaging/bootstrap package
 
-%.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch])
-	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -idirafter /usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
-	llvm-strip -g $@
+%.bpf.o: %.bpf.c $(wildcard qosd/ebpf/probes/*.[ch]) packaging/bpf | build-packages
+	packaging/bpf $< $@
+
+bpf: $(PROBES) ## compile the BPF programs
+
+wheel: $(VENV)/stamp build-packages bpf ## dist/qosd-VERSION.whl
+	rm -rf build dist/qosd-*.whl
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RUN) -m build --wheel --outdir dist . >build.log 2>&1 || { cat build.log; exit 1; }
+	rm -rf build build.log
+
+deb: wheel ## dist/qosd_VERSION_ARCH.deb
+	rm -f dist/qosd_*.deb
+	$(RUN) packaging/deb.py dist/qosd-*.whl
+
+pins: $(VENV)/stamp ## take newer libraries into the .deb
+	$(RUN) packaging/pin.py
+
+bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
+	$(RUN) bench/ebpf.py
+
+bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netlink requests (root)
+	PYTHONPATH=.:tests $(RUN) bench/net.py
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
+	$(RUN) -m bench.tick

@@ -1,6 +1,6 @@
 """Apply a plan: journal, write, read back, classify what the kernel says. The only writer of cgroup files.
 
-Undo stands next to do: a restore goes through the same code as the one after a crash (`journal.restore_one`).
+Undo stands next to do: a restore goes through the same code as the one after a crash (`journal.restore`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 
 from qosd.errors import CgroupGone
 from qosd.files import Key
-from qosd.journal import Journal, Outcome, restore_one
+from qosd.journal import RESET_WEIGHT, Entry, Journal, Outcome, restore
 from qosd.plan import FileState, Ledger, Plan, Write
 from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
 
@@ -20,7 +20,11 @@ _GONE = frozenset({errno.ENOENT, errno.ENODEV})
 
 
 class Applied(NamedTuple):
-    """How one write ended. `result`: written, gone, moved (changed under us), diverged, refused or failed."""
+    """How one write ended.
+
+    `result`: written, unread (in force as far as is known), gone, moved (changed under us), diverged,
+    refused or failed.
+    """
 
     write: Write
     result: str
@@ -52,7 +56,7 @@ class Actuator:
         following = dict(ledger)
         for key in plan.forgets:
             self._journal.forget(key)
-        restored = tuple(self._restore(key, following) for key in plan.restores)
+        restored = self._restore(plan.restores, following, now_usec, backoff)
         applied: list[Applied] = []
         for write in plan.writes:
             try:
@@ -64,16 +68,20 @@ class Actuator:
             applied.append(done)
         return following, Report(tuple(applied), restored)
 
-    def _restore(self, key: Key, ledger: dict[Key, FileState]) -> Outcome:
-        entry = self._journal.entries.get(key)
-        if entry is None:
-            ledger.pop(key, None)
-            return Outcome(key, "", "gone", "not in the journal")
-        outcome = restore_one(self._sys, self._root_fd, key, entry)
-        if outcome.result != "failed":
-            self._journal.forget(key)
-            ledger.pop(key, None)
-        return outcome
+    def _restore(
+        self, keys: tuple[Key, ...], ledger: dict[Key, FileState], now_usec: int, backoff: Backoff
+    ) -> tuple[Outcome, ...]:
+        held = self._journal.entries
+        outcomes = restore(self._sys, self._root_fd, {key: held[key] for key in keys if key in held})
+        outcomes += [Outcome(key, "", "gone", "not in the journal") for key in keys if key not in held]
+        for outcome in outcomes:
+            if outcome.result == "failed":
+                state = ledger.get(outcome.key, FileState())
+                ledger[outcome.key] = _backed_off(state, outcome.detail, now_usec, backoff)
+            else:
+                self._journal.forget(outcome.key)
+                ledger.pop(outcome.key, None)
+        return tuple(outcomes)
 
     def _write(self, write: Write, state: FileState) -> Applied:
         """One write; OSError comes only from the journal, the kernel's own errors are in the result."""
@@ -93,29 +101,69 @@ class Actuator:
     def _write_at(self, dir_fd: int, write: Write, state: FileState) -> Applied:
         try:
             current = self._read(dir_fd, write.key.file)
-            weight = self._read(dir_fd, "cpu.weight") if write.key.file == "cpu.idle" else None
+            weight = self._weight_to_give_back(dir_fd, write)
         except OSError as error:
             return _failed(write, error)
         if current != write.old:
             return Applied(write, "moved", f"holds {current!r}, was {write.old!r} when it was decided")
-        original = write.old if state.original is None else state.original
-        held = self._journal.entries.get(write.key)
-        self._journal.record(
-            write.key, write.path, original, write.new, held.weight if held is not None else weight
-        )
+        entry = self._entry(write, state, weight)
+        self._journal.record(write.key, entry)
         try:
             write_interface(self._sys, dir_fd, write.key.file, write.new)
+        except OSError as error:
+            return self._refused(dir_fd, write, entry, error)
+        try:
             now = self._read(dir_fd, write.key.file)
         except OSError as error:
-            if state.original is None:
-                self._journal.forget(write.key)
-            return _failed(write, error)
-        if now != write.new:
-            self._journal.record(
-                write.key, write.path, original, now, self._journal.entries[write.key].weight
-            )
-            return Applied(write, "diverged", now)
-        return Applied(write, "written")
+            return Applied(write, "unread", f"{write.key.file}: {error.strerror or error}")
+        if now == write.new:
+            return Applied(write, "written")
+        self._journal.record(write.key, entry._replace(ours=(now, write.new)))
+        return Applied(write, "diverged", now)
+
+    def _refused(self, dir_fd: int, write: Write, entry: Entry, error: OSError) -> Applied:
+        """Let go of the entry only when the file is known to hold nothing of ours."""
+        refusal = _failed(write, error)
+        try:
+            now = self._read(dir_fd, write.key.file)
+        except OSError:
+            now = None
+        if now == write.new:
+            return Applied(write, "unread", refusal.error, refusal.errno_name)
+        if refusal.result == "gone" or (now == write.old and now not in entry.ours):
+            self._journal.forget(write.key)
+        return refusal
+
+    def _entry(self, write: Write, state: FileState, weight: str | None) -> Entry:
+        """What undoes this write.
+
+        What stands now is ours as well if the journal says so, whatever the ledger remembers: a value that
+        a failed restore left behind is no original.
+        """
+        held = self._journal.entries.get(write.key)
+        if held is not None and write.old in held.ours:
+            return Entry(write.path, held.original, (write.new, write.old), weight)
+        original = write.old if state.original is None else state.original
+        return Entry(write.path, original, (write.new,), weight)
+
+    def _weight_to_give_back(self, dir_fd: int, write: Write) -> str | None:
+        """With cpu.idle: the weight that leaving it must give back.
+
+        The kernel shows 0 while the group is idle, and 100 after somebody else left it for us; neither says
+        more than what we already know. Any other weight was chosen, and is the one to keep.
+        """
+        if write.key.file != "cpu.idle":
+            return None
+        weight = self._read(dir_fd, "cpu.weight")
+        ours = self._journal.entries.get(Key(write.key.cgroup_id, "cpu.weight"))
+        if ours is not None and weight in ours.ours:
+            # A weight of ours that could not be restored in time cannot be any more once the group is idle.
+            return ours.original
+        held = self._journal.entries.get(write.key)
+        known = held.weight if held is not None else None
+        if write.old == "1":
+            return known
+        return known if known is not None and weight == RESET_WEIGHT else weight
 
     def _read(self, dir_fd: int, file: str) -> str:
         return read_interface(self._sys, dir_fd, file).decode("latin-1").strip()
@@ -123,9 +171,8 @@ class Actuator:
 
 def protects(protected: tuple[str, ...], path: str) -> bool:
     """Whether the cgroup at `path` is, contains, or lies inside one that must never be touched."""
-    return any(
-        not path or path == other or other.startswith(path + "/") or path.startswith(other + "/")
-        for other in protected
+    return not path or any(
+        path == other or other.startswith(path + "/") or path.startswith(other + "/") for other in protected
     )
 
 
@@ -143,6 +190,8 @@ def _remember(state: FileState, done: Applied, now_usec: int, backoff: Backoff) 
             return msgspec.structs.replace(
                 state, original=original, ours=done.write.new, failures=0, retry_at=0, error=None
             )
+        case "unread":
+            return msgspec.structs.replace(state, original=original, ours=done.write.new, error=done.error)
         case "gone" | "moved":
             return state
         case "diverged":

@@ -22,6 +22,10 @@ def parse_count(raw: bytes, file: str) -> int:
     return int(text)
 
 
+def parse_memory_current(raw: bytes) -> int:
+    return parse_count(raw, "memory.current")
+
+
 def parse_limit(raw: bytes, file: str) -> int | Max:
     return MAX if raw.strip() == b"max" else parse_count(raw, file)
 
@@ -53,7 +57,7 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
         )
     except KeyError:
         raise Malformed("cpu.stat", raw.decode("latin-1")) from None
-    if parsed.usage_usec < 0:
+    if b"-" in raw:
         raise Malformed("cpu.stat", raw.decode("latin-1"))
     return parsed
 

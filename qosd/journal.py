@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 FILE = "journal.jsonl"
 
-_OURS_KEPT = 3  # the last value read back, the one intended, and what a crash between them may have left
 _COMPACT_AFTER = 4096
 
 
+RESET_WEIGHT = "100"  # what the kernel makes of cpu.weight when cpu.idle is left
+
+
 class Entry(NamedTuple):
-    """What a file held before us, and the values it may hold that are ours, newest first."""
+    """What a file held before us, and the values it may hold that are ours.
+
+    These are the one about to be written, and the one that stands until the kernel has taken it.
+    """
 
     path: str
     original: str
@@ -46,7 +51,11 @@ def read_boot_id() -> str:
 
 
 class Journal:
-    """The journal of a running daemon. Any OSError from `record` means: then do not write either."""
+    """The journal of a running daemon. Any OSError from `record` means: then do not write either.
+
+    It goes on from what is on file: entries that a restore could not undo keep their true originals.
+    Raises OSError when there is a file that cannot be read.
+    """
 
     def __init__(self, sys: Sys, directory: str, boot_id: str) -> None:
         self._sys = sys
@@ -54,13 +63,13 @@ class Journal:
         self._boot_id = boot_id
         self._fd: int | None = None
         self._lines = 0
-        self.entries: dict[Key, Entry] = {}
+        self.entries: dict[Key, Entry] = load(_text(directory), boot_id)
 
-    def record(self, key: Key, path: str, original: str, ours: str, weight: str | None = None) -> None:
-        """Put on file that `ours` is about to replace `original`. Raises OSError."""
-        entry = _with_ours(self.entries.get(key), Entry(path, original, (ours,), weight))
-        self._append(_set(key, entry, ours))
-        self.entries[key] = entry
+    def record(self, key: Key, entry: Entry) -> None:
+        """Put on file what undoes the next write. Raises OSError: then do not write."""
+        if self.entries.get(key) != entry or self._unlinked():
+            self._append(_set(key, entry))
+            self.entries[key] = entry
 
     def forget(self, key: Key) -> None:
         """The file is at its original again, or somebody else's: it is no longer ours to restore."""
@@ -75,8 +84,12 @@ class Journal:
             self._sys.close(self._fd)
             self._fd = None
 
+    def _unlinked(self) -> bool:
+        """Somebody removed the file, or the directory: what is appended to it now would undo nothing."""
+        return self._fd is not None and self._sys.fstat(self._fd).st_nlink == 0
+
     def _append(self, record: dict[str, object]) -> None:
-        if self._fd is None or self._lines >= _COMPACT_AFTER:
+        if self._fd is None or self._unlinked() or self._lines >= _COMPACT_AFTER:
             self._rewrite()
         assert self._fd is not None  # noqa: S101 - _rewrite opened it or raised
         data = _line(record)
@@ -95,8 +108,7 @@ class Journal:
         fd = self._sys.open(temporary, flags, 0o600)
         try:
             lines = [_line({"boot": self._boot_id})]
-            for key, entry in self.entries.items():
-                lines += [_line(_set(key, entry, ours)) for ours in reversed(entry.ours)]
+            lines += [_line(_set(key, entry)) for key, entry in self.entries.items()]
             data = b"".join(lines)
             if self._sys.write(fd, data) != len(data):
                 raise OSError(errno.ENOSPC, "short write to the journal", temporary)  # noqa: TRY301 - one cleanup
@@ -114,14 +126,14 @@ def _line(record: dict[str, object]) -> bytes:
     return b"%08x %s\n" % (crc32(body), body)
 
 
-def _set(key: Key, entry: Entry, ours: str) -> dict[str, object]:
-    record: dict[str, object] = {"set": [*key], "path": entry.path, "original": entry.original, "ours": ours}
+def _set(key: Key, entry: Entry) -> dict[str, object]:
+    record: dict[str, object] = {
+        "set": [*key],
+        "path": entry.path,
+        "original": entry.original,
+        "ours": [*entry.ours],
+    }
     return record if entry.weight is None else {**record, "weight": entry.weight}
-
-
-def _with_ours(before: Entry | None, entry: Entry) -> Entry:
-    older = tuple(text for text in before.ours if text not in entry.ours) if before else ()
-    return entry._replace(ours=(*entry.ours, *older)[:_OURS_KEPT])
 
 
 def load(text: bytes, boot_id: str) -> dict[Key, Entry]:
@@ -135,21 +147,30 @@ def load(text: bytes, boot_id: str) -> dict[Key, Entry]:
         match record:
             case {"boot": str(boot)}:
                 this_boot = boot == boot_id
+                entries = {}
             case {
                 "set": [int(cgroup_id), str(file)],
                 "path": str(path),
                 "original": str(original),
-                "ours": str(ours),
+                "ours": [*ours],
             }:
-                key = Key(cgroup_id, file)
                 weight = record.get("weight")
-                entry = Entry(path, original, (ours,), weight if isinstance(weight, str) else None)
-                entries[key] = _with_ours(entries.get(key), entry)
+                entries[Key(cgroup_id, file)] = Entry(
+                    path, original, tuple(map(str, ours)), weight if isinstance(weight, str) else None
+                )
             case {"clear": [int(cgroup_id), str(file)]}:
                 entries.pop(Key(cgroup_id, file), None)
             case _:
                 continue
     return entries if this_boot else {}
+
+
+def _text(directory: str) -> bytes:
+    try:
+        with open(os.path.join(directory, FILE), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _record(line: bytes) -> dict[str, object] | None:
@@ -174,28 +195,32 @@ def restore_one(sys: Sys, root_fd: int, key: Key, entry: Entry) -> Outcome:
     """Put one file back to its original if it still holds a value of ours."""
     try:
         dir_fd = open_same_cgroup(sys, root_fd, entry.path, key.cgroup_id)
-    except (CgroupGone, OSError) as error:
+        try:
+            return _restore_at(sys, dir_fd, key, entry)
+        finally:
+            sys.close(dir_fd)
+    except CgroupGone as error:
         return Outcome(key, entry.path, "gone", str(error))
-    try:
-        current = read_interface(sys, dir_fd, key.file).decode("latin-1").strip()
-        if current == entry.original:
-            return Outcome(key, entry.path, "done", "already at its original")
-        if current not in entry.ours:
-            return Outcome(key, entry.path, "foreign", f"holds {current!r}, which we did not write")
-        return _write_back(sys, dir_fd, key, entry)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV):
-            return Outcome(key, entry.path, "gone", str(error))
-        return Outcome(key, entry.path, "failed", str(error))
-    finally:
-        sys.close(dir_fd)
+        # Only these two say that the value is gone too; after EMFILE, EACCES or EIO it is still there.
+        gone = error.errno in (errno.ENOENT, errno.ENODEV)
+        return Outcome(key, entry.path, "gone" if gone else "failed", str(error))
+
+
+def _restore_at(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
+    current = _read(sys, dir_fd, key.file)
+    if current == entry.original:
+        _give_weight_back(sys, dir_fd, entry)
+        return Outcome(key, entry.path, "done", "already at its original")
+    if current not in entry.ours:
+        return Outcome(key, entry.path, "foreign", f"holds {current!r}, which we did not write")
+    return _write_back(sys, dir_fd, key, entry)
 
 
 def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
     try:
         write_interface(sys, dir_fd, key.file, entry.original)
-        if entry.weight is not None:
-            write_interface(sys, dir_fd, "cpu.weight", entry.weight)
+        _give_weight_back(sys, dir_fd, entry)
     except OSError as error:
         if error.errno != errno.ENOSPC or key.file != "cpuset.cpus" or entry.original:
             raise
@@ -203,7 +228,7 @@ def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
         # kernel/cgroup/cpuset.c): everything the parent has is the nearest the kernel allows.
         parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
-            effective = read_interface(sys, parent, "cpuset.cpus.effective").decode("latin-1").strip()
+            effective = _read(sys, parent, "cpuset.cpus.effective")
         finally:
             sys.close(parent)
         write_interface(sys, dir_fd, key.file, effective)
@@ -211,6 +236,16 @@ def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
             key, entry.path, "widened", f"to {effective}: the kernel keeps a mask while there are tasks"
         )
     return Outcome(key, entry.path, "done", entry.original)
+
+
+def _give_weight_back(sys: Sys, dir_fd: int, entry: Entry) -> None:
+    """After cpu.idle is left: a restore that died between the two writes finds only this one to do."""
+    if entry.weight is not None and _read(sys, dir_fd, "cpu.weight") == RESET_WEIGHT != entry.weight:
+        write_interface(sys, dir_fd, "cpu.weight", entry.weight)
+
+
+def _read(sys: Sys, dir_fd: int, file: str) -> str:
+    return read_interface(sys, dir_fd, file).decode("latin-1").strip()
 
 
 def restore(sys: Sys, root_fd: int, entries: dict[Key, Entry]) -> list[Outcome]:
@@ -229,12 +264,10 @@ def restore_from(sys: Sys, directory: str, root: str, boot_id: str) -> list[Outc
 
     Raises OSError when the journal exists and cannot be read, or the cgroup root cannot be opened.
     """
-    path = os.path.join(directory, FILE)
-    try:
-        with open(path, "rb") as file:
-            entries = load(file.read(), boot_id)
-    except FileNotFoundError:
+    text = _text(directory)
+    if not text:
         return []
+    entries = load(text, boot_id)
     root_fd = sys.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         outcomes = restore(sys, root_fd, entries)

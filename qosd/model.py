@@ -81,7 +81,6 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     sample: CgroupSample
     files: dict[str, str]
     """Interface files a governor may want to write, as read (stripped): the ground truth for `diff`."""
-    descendants: int | None = None
 
     @property
     def id(self) -> CgroupId:
@@ -91,11 +90,16 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     def path(self) -> str:
         return self.sample.path
 
+    def setting(self, file: str) -> str | None:
+        """The text an interface file held, None where the cgroup has no such file."""
+        return self.files.get(file)
+
 
 class HostSample(msgspec.Struct, frozen=True, gc=False):
     """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
 
     nr_cpus: int
+    cpus_online: tuple[int, ...] | None = None
     busy_usec: int | None = None
     """user + nice + system + irq + softirq. Neither iowait (idle) nor steal (never ours) is use."""
     steal_usec: int | None = None
@@ -115,6 +119,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     monotonic_usec: int
     boottime_usec: int
     host: HostSample
+    systemd_stamp: int | None = None
+    """Changes whenever systemd reloads its units, and so rewrites the attributes of their cgroups."""
+    unknown: dict[str, str] = {}
+    """What could not be read or understood this tick, and why: by sensor or by path."""
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
@@ -159,3 +167,15 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
 
 Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
+
+
+def printable(text: str) -> str:
+    r"""A name as it may be shown: a cgroup's may hold anything but a newline, so escape as `\xNN`."""
+    return "".join(
+        char if char.isprintable() and char != "\\" else "".join(f"\\x{byte:02x}" for byte in _bytes(char))
+        for char in text
+    )
+
+
+def _bytes(char: str) -> bytes:
+    return char.encode("utf-8", "surrogateescape")

@@ -8,6 +8,7 @@ import msgspec
 
 from qosd.cgroupfs import format_setting, parse_setting
 from qosd.config import OnForeignWrite, Ownership
+from qosd.errors import Malformed
 from qosd.files import Key, restore_rank
 from qosd.model import CgroupId, CpuMax, CpusetCpus, Max, Setting, Tier
 
@@ -113,7 +114,7 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
     for wanted in desired:
         key = Key(wanted.cgroup_id, wanted.setting.file)
         current = now.files.get(key)
-        if current is None:
+        if current is None or not _is_readable(key.file, current):
             states[key] = Standing.ABSENT
             continue
         before = ledger.get(key, FileState())
@@ -127,13 +128,19 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
             )
         if before.ours is not None and after.ours is None:
             forgets.append(key)
-    restores: list[Key] = []
-    for key in ledger.keys() - states.keys():
-        _release(key, ledger[key], now.files.get(key), restores, forgets)
-        if key not in restores:
-            del following[key]
+    unwanted = {key: state for key, state in ledger.items() if key not in states}
+    restores = _release(unwanted, now, following, forgets)
     plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
     return following, plan
+
+
+def _is_readable(file: str, text: str) -> bool:
+    """Whether `order` can compare with it; what cannot be understood must not be overwritten either."""
+    try:
+        parse_setting(file, text)
+    except Malformed:
+        return False
+    return True
 
 
 def _judge(  # noqa: PLR0911 - one return per row of the table that this is
@@ -162,6 +169,8 @@ def _judge_untouched(before: FileState, current: str, now: Now) -> tuple[FileSta
     if before.yielded_to is not None and current != before.yielded_original:
         # Whatever they set it to next is theirs as well, until it is back at what we first found.
         return msgspec.structs.replace(before, yielded_to=current), Standing.YIELDED
+    if now.monotonic_usec < before.contested_until:
+        return before, Standing.CONTESTED
     if now.monotonic_usec < before.retry_at:
         return before, Standing.BACKOFF
     return msgspec.structs.replace(before, yielded_to=None, yielded_original=None), Standing.WRITING
@@ -177,16 +186,40 @@ def _fight(before: FileState, now: Now, ownership: Ownership) -> tuple[FileState
     return msgspec.structs.replace(before, fights=(), contested_until=until), Standing.CONTESTED
 
 
-def _release(
-    key: Key, state: FileState, current: str | None, restores: list[Key], forgets: list[Key]
-) -> None:
-    """Nobody wants this file any more: restore it if it still holds our value."""
-    if state.ours is None:
-        return
-    if current is not None and current == state.ours:
-        restores.append(key)
-    else:
-        forgets.append(key)
+def _release(unwanted: Ledger, now: Now, following: Ledger, forgets: list[Key]) -> list[Key]:
+    """The files nobody wants any more: those to restore, and what is left to remember of the others."""
+    restores: list[Key] = []
+    for key, state in unwanted.items():
+        current = now.files.get(key)
+        if state.ours is not None and now.monotonic_usec < state.retry_at:
+            continue
+        if state.ours is not None and current in (None, state.ours):
+            # A cgroup that no rule matches any more is not read; the restore itself looks what it holds.
+            restores.append(key)
+            continue
+        if state.ours is not None:
+            forgets.append(key)
+        remembered = _memory(state, current, now)
+        if remembered is None:
+            del following[key]
+        else:
+            following[key] = remembered
+    return restores
+
+
+def _memory(state: FileState, current: str | None, now: Now) -> FileState | None:
+    """What must outlive our wish: a choice of theirs that still stands, and a truce that still holds.
+
+    Else a governor that pauses for one tick would take their value for an original of its own to replace.
+    """
+    theirs = state.yielded_to is not None and current is not None and current != state.yielded_original
+    if not theirs and now.monotonic_usec >= state.contested_until:
+        return None
+    return FileState(
+        contested_until=state.contested_until,
+        yielded_to=current if theirs else None,
+        yielded_original=state.yielded_original if theirs else None,
+    )
 
 
 def order(writes: list[Write]) -> tuple[Write, ...]:

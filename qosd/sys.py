@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from qosd.errors import CgroupGone
 
@@ -27,11 +29,13 @@ class Sys:
     write = staticmethod(os.write)
     ftruncate = staticmethod(os.ftruncate)
     fstat = staticmethod(os.fstat)
-    listdir = staticmethod(os.listdir)
-    scandir = staticmethod(os.scandir)
+    stat = staticmethod(os.stat)
     rename = staticmethod(os.rename)
     monotonic_ns = staticmethod(time.monotonic_ns)
     time = staticmethod(time.time)
+
+    def scandir(self, fd: int) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        return os.scandir(fd)
 
     def boottime_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -61,7 +65,12 @@ def open_same_cgroup(sys: Sys, root_fd: int, path: str, cgroup_id: int) -> int:
         fd = open_cgroup(sys, root_fd, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CgroupGone(path) from error
-    if sys.fstat(fd).st_ino != cgroup_id:
+    try:
+        same = sys.fstat(fd).st_ino == cgroup_id
+    except OSError:
+        sys.close(fd)
+        raise
+    if not same:
         sys.close(fd)
         raise CgroupGone(path)
     return fd
@@ -73,9 +82,12 @@ def open_interface(sys: Sys, dir_fd: int, file: str, flags: int = READ) -> int:
     Raises FileNotFoundError when the name is something else than a regular file.
     """
     fd = sys.open(file, flags, dir_fd=dir_fd)
-    if not stat.S_ISREG(sys.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(sys.fstat(fd).st_mode):
+            raise FileNotFoundError(2, "not an interface file", file)
+    except OSError:
         sys.close(fd)
-        raise FileNotFoundError(2, "not an interface file", file)
+        raise
     return fd
 
 

@@ -144,6 +144,15 @@ class Object:
         self._links.append(checked(f"{self.name}: attach {program}", link))
         return self._links[-1]
 
+    def attach_device(self, program: str, ifindex: int, attach_type: int) -> int:
+        """Attach to a network device; returns the link's fd, which the caller closes to detach.
+
+        By number, since libbpf itself knows TCX only from 1.3 on; the kernel has it since 6.6.
+        """
+        program_fd = self._call.bpf_program__fd(self._programs[program])
+        result: int = self._call.bpf_link_create(program_fd, ifindex, attach_type, None)
+        return int(checked(f"{self.name}: attach {program} to device {ifindex}", result))
+
     def detach(self, link: int) -> None:
         self._links.remove(link)
         self._call.bpf_link__destroy(link)

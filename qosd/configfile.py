@@ -1,0 +1,37 @@
+"""Read the configuration file, once it is certain that only root could have written it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from qosd.config import Config, decode
+from qosd.errors import ConfigError
+
+
+def read_config(path: str) -> Config:
+    """Raises `ConfigError` naming the file and what to do."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise ConfigError(f"{path}: not a regular file")
+    with open(fd, "rb") as file:
+        if info.st_uid not in (0, os.geteuid()):
+            raise ConfigError(
+                f"{path}: owned by uid {info.st_uid}; whoever owns it commands qosd: chown root {path}"
+            )
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ConfigError(
+                f"{path}: mode {info.st_mode & 0o7777:04o} lets others write: chmod go-w {path}"
+            )
+        data = file.read()
+    try:
+        return decode(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

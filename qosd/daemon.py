@@ -1,0 +1,302 @@
+"""The loop: one thread, one epoll, absolute deadlines. Wiring, signals, sd_notify, logging."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+from typing import Any
+
+import msgspec
+
+from qosd import journal as journal_module
+from qosd.config import Duration, parse_duration
+from qosd.configfile import read_config
+from qosd.control import Server, share_with_group
+from qosd.engine import Engine, own_pid_cgroup
+from qosd.errors import ConfigError, QosdError
+from qosd.host import probe_host, require
+from qosd.model import printable
+from qosd.procfs import parse_self_cgroup
+from qosd.sense import HostFiles
+from qosd.status import Status
+from qosd.sys import DIRECTORY, Sys
+
+log = logging.getLogger("qosd")
+
+_HISTOGRAM_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Where things are; tests and containers put them elsewhere."""
+
+    config: str
+    runtime: str = "/run/qosd"
+    cgroup_root: str | None = None
+    proc: str = "/proc"
+    sysfs: str = "/sys"
+
+
+class TickTimes:
+    """Histogram of tick durations in milliseconds, cumulative as Prometheus wants it."""
+
+    def __init__(self) -> None:
+        self.buckets = dict.fromkeys(_HISTOGRAM_MS, 0)
+        self.count = 0
+        self.sum_ms = 0.0
+
+    def add(self, tick_ms: float) -> None:
+        self.count += 1
+        self.sum_ms += tick_ms
+        for bound in self.buckets:
+            if tick_ms <= bound:
+                self.buckets[bound] += 1
+
+
+class Daemon:
+    def __init__(self, sys: Sys, paths: Paths) -> None:
+        self._sys = sys
+        self._paths = paths
+        config = read_config(paths.config)
+        root = paths.cgroup_root or require(probe_host(paths.proc))
+        os.makedirs(paths.runtime, mode=0o750, exist_ok=True)
+        share_with_group(paths.runtime, config.control.group)
+        boot_id = journal_module.read_boot_id()
+        _log_restored(journal_module.restore_from(sys, paths.runtime, root, boot_id))
+        self._engine = Engine(
+            sys,
+            sys.open(root, DIRECTORY),
+            config,
+            journal_module.Journal(sys, paths.runtime, boot_id),
+            parse_self_cgroup(own_pid_cgroup(paths.proc)),
+            HostFiles(sys, paths.proc, paths.sysfs),
+        )
+        self._config_error: str | None = None
+        self._stopping = False
+        self._reload_asked = False
+        self._watchdog = os.environ.get("WATCHDOG_USEC") is not None
+        self.tick_times = TickTimes()
+        self.status: Status | None = None
+        """The last tick, replaced by reference: other threads read it without a lock."""
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def run(self) -> int:
+        """Run until SIGTERM; returns the exit status."""
+        epoll = select.epoll()
+        wakeup = _signal_socket()
+        epoll.register(wakeup.fileno(), select.EPOLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)
+        control = self._engine.config.control
+        server = Server(epoll, self._socket_path(), control.group, self._handle)
+        try:
+            self._tick()
+            notify("READY=1")
+            self._serve_metrics()
+            self._loop(epoll, wakeup, server)
+        finally:
+            notify("STOPPING=1")
+            server.close()
+            _log_restored(self._engine.release().restored)
+            self._engine.close()
+        return 0
+
+    def _socket_path(self) -> str:
+        configured = self._engine.config.control.socket
+        return os.path.join(self._paths.runtime, os.path.basename(configured))
+
+    def _loop(self, epoll: select.epoll, wakeup: socket.socket, server: Server) -> None:
+        interval = int(self._engine.config.interval)
+        deadline = self._now_usec() + interval
+        while not self._stopping:
+            wait = max(deadline - self._now_usec(), 0) / 1e6
+            for fd, events in epoll.poll(wait):
+                if fd == wakeup.fileno():
+                    self._on_signals(wakeup.recv(64))
+                elif server.owns(fd):
+                    server.on_event(fd, events, self._now_usec())
+            now = self._now_usec()
+            server.expire(now)
+            if now >= deadline and not self._stopping:
+                if self._reload_asked:
+                    self._reload_asked = False
+                    with contextlib.suppress(ConfigError):
+                        self.reload()
+                self._tick()
+                interval = int(self._engine.config.interval)
+                deadline = self._next_deadline(deadline, interval)
+
+    def _next_deadline(self, deadline: int, interval: int) -> int:
+        """The next multiple of the interval that is still to come; missed ones are counted, not caught up."""
+        missed = max((self._now_usec() - deadline) // interval, 0)
+        self._engine.counters.late_ticks += missed
+        return deadline + (missed + 1) * interval
+
+    def _tick(self) -> None:
+        try:
+            status = self._engine.tick()
+        except Exception:
+            # A bug must not leave limits behind that nobody decides about any more.
+            log.exception("tick failed; giving everything back and only observing from now on")
+            self._engine.failed = True
+            self._engine.counters.failures += 1
+            self._engine.release()
+            return
+        self._log(status)
+        self.tick_times.add(status.tick_ms)
+        self.status = msgspec.structs.replace(
+            status, config=self._paths.config, config_error=self._config_error
+        )
+        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
+
+    def _log(self, status: Status) -> None:
+        for record in self._engine.records:
+            if record.tick != status.tick:
+                continue
+            level = logging.INFO if record.error is None else logging.WARNING
+            log.log(
+                level,
+                "%s %s: %s -> %s (%s): %s%s",
+                record.path,
+                record.file,
+                record.old or "-",
+                record.new,
+                record.result,
+                record.reason.text,
+                f"; {record.error}" if record.error else "",
+            )
+        if self._engine.journal_error is not None:
+            log.error("nothing is written: %s", self._engine.journal_error)
+
+    def _serve_metrics(self) -> None:
+        listen = self._engine.config.metrics.listen
+        if not listen:
+            return
+        from qosd.metrics import serve  # noqa: PLC0415 - prometheus-client is half our start-up time
+
+        try:
+            serve(self, listen)
+        except OSError as error:
+            log.warning("no metrics: cannot listen on %s: %s, ignoring", listen, error)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGHUP:
+                self._reload_asked = True
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._stopping = True
+
+    def reload(self) -> list[str]:
+        """Read the configuration again and swap it in; on any error the old one stays. Raises ConfigError."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={self._now_usec()}")
+        before = self._engine.config
+        try:
+            config = read_config(self._paths.config)
+        except ConfigError as error:
+            self._config_error = str(error)
+            self._engine.counters.reloads["refused"] += 1
+            log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400 - no traceback
+            raise
+        finally:
+            notify("READY=1")
+        self._config_error = None
+        self._engine.counters.reloads["ok"] += 1
+        self._engine.reconfigure(config)
+        changes = changed_keys(*(msgspec.to_builtins(each, enc_hook=_plain) for each in (before, config)))
+        log.info("reloaded %s: %s", self._paths.config, "; ".join(changes) or "nothing changed")
+        return changes
+
+    def _handle(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        command = str(request.get("command"))
+        engine = self._engine
+        views = {"status": self.status, "decisions": tuple(engine.records), "config": engine.config}
+        if command in views:
+            return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
+        if command not in ("reload", "pause", "resume"):
+            return {"error": f"unknown command {command!r}"}
+        if uid != 0:
+            return {"error": f"{command} changes the host and needs root", "kind": "not-permitted"}
+        try:
+            return {"ok": self._change(command, request)}
+        except ConfigError as error:
+            return {"error": str(error), "kind": "config"}
+        except (QosdError, ValueError) as error:
+            return {"error": str(error)}
+
+    def _change(self, command: str, request: dict[str, Any]) -> dict[str, Any]:
+        if command == "reload":
+            return {"changes": self.reload()}
+        if command == "resume":
+            self._engine.paused_until = None
+        else:
+            duration = request.get("duration")
+            seconds = parse_duration(str(duration)) / 1e6 if duration is not None else float("inf")
+            self._engine.paused_until = self._sys.time() + seconds
+        self._tick()
+        assert self.status is not None  # noqa: S101 - a tick made it
+        return {"mode": self.status.mode, "paused_until": self.status.paused_until}
+
+    def _now_usec(self) -> int:
+        return self._sys.monotonic_ns() // 1000
+
+
+def _plain(quantity: object) -> object:
+    """A configured quantity as the file could say it; msgspec encodes no subclass of int by itself."""
+    return f"{quantity}us" if isinstance(quantity, Duration) else int(str(quantity))
+
+
+def changed_keys(before: Any, after: Any, key: str = "") -> list[str]:  # noqa: ANN401 - plain data
+    """`cpu.bandwidth.floor_pct: 5.0 -> 10.0` for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        prefix = f"{key}." if key else ""
+        return [
+            line
+            for name in after.keys() | before.keys()
+            for line in changed_keys(before.get(name), after.get(name), prefix + name)
+        ]
+    return [] if before == after else [f"{key}: {before} -> {after}"]
+
+
+def notify(state: str) -> None:
+    """sd_notify(3); nothing to do outside systemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.debug("sd_notify: %s, ignoring", error)
+
+
+def _signal_socket() -> socket.socket:
+    """A socket that becomes readable with the numbers of arrived signals (signalfd has no Python API)."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    signal.set_wakeup_fd(os.dup(writer.fileno()), warn_on_full_buffer=False)
+    writer.close()
+    return reader
+
+
+def _one_line(status: Status) -> str:
+    be = status.tiers["be"].cpu_allowance_cores
+    allowance = (
+        f"BE may use {be:.2f} of {status.host.nr_cpus} CPUs" if be is not None else "BE is not limited"
+    )
+    return f"{status.mode}: {len(status.workloads)} workloads, {allowance}"
+
+
+def _log_restored(outcomes: tuple[journal_module.Outcome, ...] | list[journal_module.Outcome]) -> None:
+    for outcome in outcomes:
+        log.info(
+            "restore %s %s: %s (%s)",
+            printable(outcome.path),
+            outcome.key.file,
+            outcome.result,
+            outcome.detail,
+        )

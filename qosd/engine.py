@@ -1,0 +1,248 @@
+"""One tick: sense, decide, diff, apply, and the Status that says what happened. No sockets, no signals."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+import msgspec
+
+from qosd import __version__, governors, status
+from qosd.act import Actuator, Backoff, Report
+from qosd.config import Config, Mode
+from qosd.cpu import allowance
+from qosd.files import Key
+from qosd.journal import Journal
+from qosd.model import Snapshot
+from qosd.plan import Ledger, Now, Plan, diff
+from qosd.sense import HostFiles, Sensor
+from qosd.sys import Sys
+
+_SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
+_SUSPEND_USEC = 2_000_000  # CLOCK_BOOTTIME runs on in suspend, CLOCK_MONOTONIC does not
+_RELEASE_PASSES = 3  # a burst may wait for its limit, which may wait for nothing
+_RECORDS = 512
+NEVER_TOUCHED = (
+    "init.scope",
+    "system.slice/dbus.service",
+    "system.slice/dbus-broker.service",
+    "system.slice/ssh.service",
+    "system.slice/sshd.service",
+    "system.slice/systemd-journald.service",
+    "system.slice/systemd-logind.service",
+    "system.slice/systemd-udevd.service",
+    "system.slice/containerd.service",
+    "system.slice/crio.service",
+    "system.slice/docker.service",
+    "system.slice/kubelet.service",
+)
+"""No configuration may slow these: the host would be lost with them."""
+
+
+class Counters:
+    """Running totals for the metrics; only the engine writes them."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.late_ticks = 0
+        self.writes: dict[tuple[str, str], int] = {}
+        self.errors: dict[str, int] = {}
+        self.reloads: dict[str, int] = {"ok": 0, "refused": 0}
+        self.failures = 0
+
+    def add(self, report: Report) -> None:
+        for done in report.applied:
+            pair = (done.write.key.file, "reasserted" if done.write.reassert else done.result)
+            self.writes[pair] = self.writes.get(pair, 0) + 1
+            if done.errno_name is not None:
+                self.errors[done.errno_name] = self.errors.get(done.errno_name, 0) + 1
+        for outcome in report.restored:
+            pair = (outcome.key.file, f"restore_{outcome.result}")
+            self.writes[pair] = self.writes.get(pair, 0) + 1
+
+
+class Engine:
+    """The state between ticks. `config` is replaced as a whole between two of them."""
+
+    def __init__(
+        self,
+        sys: Sys,
+        root_fd: int,
+        config: Config,
+        journal: Journal,
+        own_cgroup: str | None,
+        host: HostFiles,
+    ) -> None:
+        self._sys = sys
+        self._root_fd = root_fd
+        self._host = host
+        self.config = config
+        self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
+        self._actuator = Actuator(sys, root_fd, journal, self._protected)
+        self._sensor = self._new_sensor(config)
+        self._state = governors.State()
+        self._ledger: Ledger = {}
+        self._prev: Snapshot | None = None
+        self._tick = 0
+        self._next_record = 1
+        self._heard: dict[str, int] = {}
+        self.counters = Counters()
+        self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
+        self.paused_until: float | None = None
+        """Wall clock (only a person sets it): nothing is wanted until then."""
+        self.failed = False
+        self.journal_error: str | None = None
+
+    def _new_sensor(self, config: Config) -> Sensor:
+        return Sensor(self._sys, self._root_fd, config, governors.WATCHED, self._protected, self._host)
+
+    def reconfigure(self, config: Config) -> None:
+        """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
+        if config.workload != self.config.workload or config.sense != self.config.sense:
+            self._sensor.close()
+            self._sensor = self._new_sensor(config)
+        self.config = config
+
+    @property
+    def mode(self) -> str:
+        if self.failed:
+            return "failed"
+        if self.paused_until is not None:
+            return "paused"
+        if self._tick <= _SETTLE_TICKS and self.config.mode is Mode.ENFORCE:
+            return "starting"
+        return self.config.mode.value
+
+    def tick(self) -> status.Status:
+        started = self._sys.monotonic_ns()
+        self._tick += 1
+        if self.paused_until is not None and self._sys.time() >= self.paused_until:
+            self.paused_until = None
+        now = self._sensor.snapshot(self._tick)
+        prev = self._continuous(self._prev, now)
+        self._state, decision = governors.decide(self.config, prev, now, self._state)
+        files = {
+            Key(workload.id, file): text
+            for workload in now.workloads
+            for file, text in workload.files.items()
+        }
+        plan, report = self._act(now, prev, decision, files)
+        self._prev = now
+        self.counters.ticks += 1
+        self._note(report)
+        built = self._status(prev, now, decision, plan, report, files)
+        elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
+        return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
+
+    def _continuous(self, prev: Snapshot | None, now: Snapshot) -> Snapshot | None:
+        """The snapshot to take rates from: none across a suspend, whose time no monotonic clock counted."""
+        if prev is None:
+            return None
+        asleep = (now.boottime_usec - now.monotonic_usec) - (prev.boottime_usec - prev.monotonic_usec)
+        if abs(asleep) <= _SUSPEND_USEC:
+            return prev
+        kept = allowance.State(cores=self._state.allowance.cores)
+        self._state = msgspec.structs.replace(self._state, allowance=kept)
+        return None
+
+    def _act(
+        self, now: Snapshot, prev: Snapshot | None, decision: governors.Decision, files: dict[Key, str]
+    ) -> tuple[Plan, Report]:
+        """Enforce the decision, or only show it: in every mode but enforce what is ours is released."""
+        reloaded = prev is not None and now.systemd_stamp != prev.systemd_stamp
+        at = Now(now.monotonic_usec, files, reloaded)
+        if self.mode == Mode.ENFORCE.value:
+            self._ledger, plan = diff(at, decision.desired, self._ledger, self.config.ownership)
+            self._ledger, report = self._apply(plan, now.monotonic_usec)
+            return plan, report
+        self._ledger, release = diff(at, (), self._ledger, self.config.ownership)
+        self._ledger, report = self._apply(release, now.monotonic_usec)
+        _, would = diff(at, decision.desired, {}, self.config.ownership)
+        return would, report
+
+    def _apply(self, plan: Plan, now_usec: int) -> tuple[Ledger, Report]:
+        ownership = self.config.ownership
+        backoff = Backoff(int(ownership.backoff_first), int(ownership.backoff_max))
+        return self._actuator.apply(plan, self._ledger, now_usec, backoff)
+
+    def release(self) -> Report:
+        """Give everything back; used by stop, so what waits for another file is tried again at once."""
+        reports: list[Report] = []
+        for _ in range(_RELEASE_PASSES):
+            now_usec = self._sys.monotonic_ns() // 1000
+            ledger = {key: msgspec.structs.replace(held, retry_at=0) for key, held in self._ledger.items()}
+            self._ledger, plan = diff(Now(now_usec, {}), (), ledger, self.config.ownership)
+            self._ledger, report = self._apply(plan, now_usec)
+            reports.append(report)
+            if not any(outcome.result == "failed" for outcome in report.restored):
+                break
+        return Report(restored=tuple(outcome for report in reports for outcome in report.restored))
+
+    def close(self) -> None:
+        self._sensor.close()
+        self._host.close()
+
+    def _note(self, report: Report) -> None:
+        self.counters.add(report)
+        self.journal_error = report.journal_error
+        records = status.decision_records(report, self._next_record, self._sys.time(), self._tick)
+        self._next_record += len(records)
+        self.records.extend(records)
+
+    def _status(
+        self,
+        prev: Snapshot | None,
+        now: Snapshot,
+        decision: governors.Decision,
+        plan: Plan,
+        report: Report,
+        files: dict[Key, str],
+    ) -> status.Status:
+        usage = decision.allowance.usage if decision.allowance is not None else None
+        return status.Status(
+            version=__version__,
+            mode=self.mode,
+            tick=self._tick,
+            time=self._sys.time(),
+            interval_ms=int(self.config.interval) // 1000,
+            late_ticks=self.counters.late_ticks,
+            tick_ms=0.0,
+            config="",
+            config_error=None,
+            host=status.host_status(now, usage),
+            tiers=status.tier_status(decision),
+            workloads=tuple(status.workload_status(prev, now, workload) for workload in now.workloads),
+            settings=status.setting_status(decision.desired, plan, self._ledger, files, report),
+            sensors=self._sensors(now),
+            refused=dict(self._sensor.refused),
+            paused_until=self.paused_until,
+        )
+
+    def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:
+        """Each sensor with the age of its last word; a sensor that never spoke has none."""
+        host = now.host
+        readings = {
+            "cpu": host.busy_usec,
+            "memory": host.mem_available,
+            "pressure": host.cpu_pressure,
+            "cgroups": now.workloads or None,
+        }
+        sensors = []
+        for name, value in readings.items():
+            if value is not None:
+                self._heard[name] = now.monotonic_usec
+            heard = self._heard.get(name)
+            age_ms = (now.monotonic_usec - heard) // 1000 if heard is not None else None
+            sensors.append(status.SensorStatus(name, value is not None, age_ms))
+        failures = (
+            status.SensorStatus(name, ok=False, age_ms=None, detail=why) for name, why in now.unknown.items()
+        )
+        return (*sensors, *failures)
+
+
+def own_pid_cgroup(proc: str = "/proc") -> bytes:
+    fd = os.open(f"{proc}/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)

@@ -1,0 +1,119 @@
+"""The machine one asks for, and QEMU's command line for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from qosd.lab.image import Image
+
+PORT = "org.qosd.lab"
+SHARE_TAG = "share"
+_UNITS = {"M": 1, "G": 1024}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What may differ from one machine to the next; sizes as QEMU writes them, "512M" or "3G"."""
+
+    kernel: str = "6.12"
+    memory: str = "3G"
+    smp: str = "2"  # QEMU's -smp: "2", or "4,sockets=2,cores=1,threads=2"
+    numa: int | None = None  # nodes, sharing memory and CPUs equally
+    swap: str | None = None  # size of a swap disk, on from the start
+    extra_disks: Sequence[Path | str] = ()  # images, kept as the guest leaves them, or sizes of empty ones
+    nics: int = 0  # on one wire with each other and with nothing else
+    append: str = ""  # more kernel command line
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """The host's ends of what the guest sees: made by the machine before QEMU starts."""
+
+    accelerator: str
+    agent: int  # a connected socket's descriptor
+    console: Path
+    virtiofsd: Path | None
+    disks: Sequence[tuple[str, Path]]  # serial and image, in the order of vdb, vdc...
+    terminal: bool = False
+
+
+def mebibytes(size: str) -> int:
+    """Parse "512M" or "3G"."""
+    found = re.fullmatch(r"([1-9][0-9]*)([MG])", size)
+    if not found:
+        raise ValueError(f'{size!r} is not a size such as "512M" or "3G"')
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
+    """QEMU's whole command line."""
+    return [
+        *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-accel", "kvm" if wiring.accelerator == "kvm" else "tcg,thread=multi", "-cpu", "max"),
+        *_topology(hardware),
+        *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
+        *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
+        *("-drive", f"file={image.disk},if=none,id=root,format=raw,snapshot=on,cache=unsafe"),
+        *("-device", "virtio-blk-pci,drive=root,serial=root"),
+        *_disks(wiring.disks),
+        *("-device", "virtio-rng-pci", "-serial", f"file:{wiring.console}"),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wiring.agent}"),
+        *("-device", f"virtserialport,chardev=agent,name={PORT}"),
+        *_share(wiring.virtiofsd),
+        *_nics(hardware.nics),
+        *(
+            ("-chardev", "stdio,id=term,signal=off", "-device", "virtconsole,chardev=term")
+            if wiring.terminal
+            else ()
+        ),
+    ]
+
+
+# net.ifnames=0: eth0 wherever it is plugged; panic=-1 with -no-reboot: a panic ends QEMU at once.
+_KERNEL_COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet psi=1 net.ifnames=0 panic=-1"
+
+
+def _topology(hardware: Hardware) -> Iterator[str]:
+    """Shared memory, which virtio-fs needs, and NUMA nodes if wanted."""
+    total = mebibytes(hardware.memory)
+    nodes = hardware.numa or 1
+    cpus = int(hardware.smp.split(",", 1)[0])
+    if total % nodes or cpus % nodes:
+        raise ValueError(f"{hardware.memory} and {cpus} CPUs do not divide into {nodes} NUMA nodes")
+    yield from ("-m", f"{total}M", "-smp", hardware.smp)
+    for node in range(nodes):
+        yield from ("-object", f"memory-backend-memfd,id=mem{node},size={total // nodes}M,share=on")
+    if hardware.numa is None:
+        yield from ("-machine", "q35,memory-backend=mem0")
+        return
+    yield from ("-machine", "q35")
+    each = cpus // nodes
+    for node in range(nodes):
+        yield from (
+            "-numa",
+            f"node,nodeid={node},cpus={node * each}-{(node + 1) * each - 1},memdev=mem{node}",
+        )
+
+
+def _disks(disks: Sequence[tuple[str, Path]]) -> Iterator[str]:
+    for serial, path in disks:
+        yield from ("-drive", f"file={path},if=none,id={serial},format=raw,cache=unsafe")
+        yield from ("-device", f"virtio-blk-pci,drive={serial},serial={serial}")
+
+
+def _share(virtiofsd: Path | None) -> Iterator[str]:
+    if virtiofsd:
+        yield from ("-chardev", f"socket,id=share,path={virtiofsd}")
+        yield from ("-device", f"vhost-user-fs-pci,chardev=share,tag={SHARE_TAG}")
+
+
+def _nics(count: int) -> Iterator[str]:
+    for index in range(count):
+        yield from ("-netdev", f"hubport,id=net{index},hubid=0")
+        yield from ("-device", f"virtio-net-pci,netdev=net{index},mac=52:54:00:71:6f:{index:02x}")

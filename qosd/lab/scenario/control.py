@@ -1,0 +1,39 @@
+"""Questions to the daemon over its socket: starting qosctl would cost CPU that the round would feel."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+_LENGTH = struct.Struct(">I")
+PATIENCE = 5.0
+
+
+def ask(path: str, command: str) -> Any | None:  # noqa: ANN401 - JSON
+    """The daemon's answer; None where there is no daemon, or none that answers."""
+    message = json.dumps({"command": command}).encode()
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(path)
+            client.sendall(_LENGTH.pack(len(message)) + message)
+            reply = json.loads(_receive(client))
+    except (OSError, EOFError, json.JSONDecodeError):
+        return None
+    return reply.get("ok")
+
+
+def _receive(client: socket.socket) -> bytes:
+    """Frames up to the empty one."""
+    with client.makefile("rb") as stream:
+        whole = b""
+        while True:
+            header = stream.read(_LENGTH.size)
+            if len(header) < _LENGTH.size:
+                raise EOFError("the daemon hung up")
+            (length,) = _LENGTH.unpack(header)
+            if length == 0:
+                return whole
+            whole += stream.read(length)

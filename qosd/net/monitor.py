@@ -1,0 +1,58 @@
+"""Watches for devices that come, go and change, and for root qdiscs that somebody puts or takes."""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from qosd.net import rtnl
+
+
+class LinkEvent(NamedTuple):
+    ifindex: int
+    name: str | None = None
+    """None for an event about a qdisc, which does not carry the name."""
+
+
+class Monitor:
+    """A notification socket; its fd belongs in the daemon's epoll. Standard library only."""
+
+    def __init__(self) -> None:
+        self._rtnl = rtnl.RtnlSocket(rtnl.RTMGRP_LINK | rtnl.RTMGRP_TC)
+        self._rtnl.sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._rtnl.sock.fileno()
+
+    def read(self) -> tuple[LinkEvent, ...] | None:
+        """Everything waiting; None if the kernel had to drop some, so that anything may have changed."""
+        found: list[LinkEvent] = []
+        lost = False
+        while True:
+            try:
+                data = self._rtnl.sock.recv(1 << 18)
+            except BlockingIOError:
+                return None if lost else tuple(found)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+            else:
+                found.extend(parse_events(data))
+
+    def close(self) -> None:
+        self._rtnl.sock.close()
+
+
+def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
+    """Links and root qdiscs; classes (our own changes of a ceiling) and inner qdiscs are of no interest."""
+    found = []
+    for kind, _sequence, body in rtnl.split(data):
+        if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+            link = rtnl.parse_link(body)
+            found.append(LinkEvent(link.ifindex, link.name))
+        elif kind in (rtnl.RTM_NEWQDISC, rtnl.RTM_DELQDISC):
+            qdisc = rtnl.parse_root_qdisc(body)
+            if qdisc is not None:
+                found.append(LinkEvent(qdisc.ifindex))
+    return tuple(found)

@@ -1,0 +1,56 @@
+"""Takes our qdisc off every device: at start-up, after a crash (ExecStopPost), at the end of a run.
+
+Standard library only, and no journal: the handle and the default class are the mark. The kernel compares the
+handle once more when it deletes, so a qdisc that replaced ours in between survives. With the root gone, the
+kernel attaches its default again (noqueue, mq, pfifo_fast, fq_codel), which is the only thing we ever
+replace.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+from qosd.net import rtnl
+from qosd.net.device import HANDLE
+
+_GONE = (errno.ENOENT, errno.ENODEV, errno.EINVAL)
+"""No root any more, no device any more, another handle now: in each case ours is not there."""
+
+
+class Undone(NamedTuple):
+    removed: tuple[int, ...] = ()
+    """ifindexes that had our qdisc and have the kernel's default now."""
+    failed: tuple[tuple[int, str], ...] = ()
+
+
+def remove_all() -> Undone:
+    """Delete our root qdisc wherever it is in this network namespace; OSError only if netlink fails."""
+    with rtnl.RtnlSocket() as sock:
+        removed = []
+        failed = []
+        for qdisc in rtnl.root_qdiscs(sock):
+            if not qdisc.is_ours:
+                continue
+            try:
+                rtnl.delete_root_qdisc(sock, qdisc.ifindex, HANDLE)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    failed.append((qdisc.ifindex, str(error)))
+            else:
+                removed.append(qdisc.ifindex)
+        return Undone(tuple(removed), tuple(failed))
+
+
+def remove(ifindex: int) -> bool:
+    """Delete our root qdisc from one device; False if it is not (or no longer) there."""
+    with rtnl.RtnlSocket() as sock:
+        if not any(qdisc.is_ours and qdisc.ifindex == ifindex for qdisc in rtnl.root_qdiscs(sock)):
+            return False
+        try:
+            rtnl.delete_root_qdisc(sock, ifindex, HANDLE)
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+        return True

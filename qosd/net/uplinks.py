@@ -1,0 +1,323 @@
+"""The uplinks of a run: found, refused, shaped, watched and given back. The impure half of shaping.
+
+Identity is the ifindex, as it is the inode for a cgroup: a rename keeps the shape, a device that came back
+under its old name is a new one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from qosd.net import links, rtnl, undo
+from qosd.net.model import ClassSample, NetSample, Shape, UplinkSample
+from qosd.net.monitor import Monitor
+from qosd.net.tc import Fault, Tc, TcError
+
+if TYPE_CHECKING:
+    from qosd.config import Ownership
+    from qosd.net.config import Net
+    from qosd.net.device import LinkSample, QdiscSample
+
+NO_HTB = "the kernel has no HTB (module sch_htb): BE egress is not shaped"
+
+
+class Host(NamedTuple):
+    """Where the facts are; tests run in network namespaces, whose sysfs is mounted elsewhere."""
+
+    sysfs_net: str = links.SYSFS_NET
+    proc_net: str = "/proc/net"
+    cilium_map: str = links.CILIUM_BANDWIDTH_MAP
+    allow_kinds: frozenset[str] = frozenset()
+
+
+class Event(NamedTuple):
+    """A line for the log: what happened to an uplink. The daemon decides on the level by `failed`."""
+
+    uplink: str
+    text: str
+    failed: bool = False
+
+
+class Held(msgspec.Struct):
+    """What this run knows of one uplink. Mutable: it is the actuator's memory, and never leaves it."""
+
+    configured: str
+    link: LinkSample
+    speed_bps: int
+    counter: links.TxCounter
+    applied: Shape | None = None
+    fights: tuple[int, ...] = ()
+    retry_at: int = 0
+    failures: int = 0
+    error: str | None = None
+
+
+class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
+    """For `qosctl status`, `explain` and the metrics."""
+
+    name: str
+    ifindex: int
+    operstate: str
+    speed_bps: int
+    shape: Shape | None
+    classes: tuple[ClassSample, ...] | None
+    error: str | None = None
+
+
+class Uplinks:
+    """Owns the netlink sockets and what is shaped. One thread: that of the daemon's loop."""
+
+    def __init__(self, config: Net, ownership: Ownership, host: Host | None = None) -> None:
+        self.config = config
+        self.host = Host() if host is None else host
+        self.tc = Tc()
+        self.monitor = Monitor()
+        self.held: dict[int, Held] = {}
+        self.refused: dict[str, str] = {}
+        """Configured name → why it is not shaped."""
+        self.degraded: str | None = None
+        self.veths: frozenset[int] = frozenset()
+        """The host's ends of containers' veth pairs, for `marking`."""
+        self.classes: dict[int, tuple[ClassSample, ...]] = {}
+        """As last read, for the status."""
+        self._ownership = ownership
+        self._dirty = True
+
+    def fileno(self) -> int:
+        return self.monitor.fileno()
+
+    def on_readable(self) -> bool:
+        """Drain the notifications; True if one concerns us, and `refresh` should run now."""
+        events = self.monitor.read()
+        if events is None:
+            self._dirty = True
+            return True
+        names = self.config.uplinks
+        # A new default route is not announced here; a link that came up is when routes change.
+        any_link = names == "auto" or self.config.forwarded_mark is not None
+        for event in events:
+            ours = event.ifindex in self.held or (event.name is not None and event.name in names)
+            self._dirty |= ours or (any_link and event.name is not None)
+        return self._dirty
+
+    def refresh(self, now_usec: int) -> tuple[Event, ...]:
+        """Match the configuration with the devices there are; free if nothing happened since last time."""
+        if not self._dirty:
+            return ()
+        self._dirty = False
+        with rtnl.RtnlSocket() as sock:
+            present = {link.ifindex: link for link in rtnl.links(sock)}
+            roots = {qdisc.ifindex: qdisc for qdisc in rtnl.root_qdiscs(sock)}
+        auto = self.config.uplinks == "auto"
+        names = (
+            links.read_default_uplinks(self.host.proc_net)
+            if self.config.uplinks == "auto"
+            else self.config.uplinks
+        )
+        wanted = resolve(names, present, {i: held.configured for i, held in self.held.items()})
+        events = [self._forget(ifindex, present) for ifindex in self.held.keys() - wanted.values()]
+        uplinks = frozenset(wanted.values())
+        self.veths = frozenset(i for i, link in present.items() if link.kind == "veth") - uplinks
+        self.refused = {name: "no such device" for name in names if name not in wanted}
+        for name, ifindex in wanted.items():
+            events.extend(
+                self._judge(name, present[ifindex], roots.get(ifindex), auto=auto, now_usec=now_usec)
+            )
+        return tuple(events)
+
+    def sample(self, now_usec: int, be_sent_bytes: int | None = None) -> NetSample:
+        """What sysfs counts on each uplink, beside what BPF counted of BE: no netlink."""
+        return NetSample(
+            now_usec,
+            tuple(
+                UplinkSample(held.link, held.speed_bps, held.counter.read()) for held in self.held.values()
+            ),
+            be_sent_bytes,
+        )
+
+    def read_classes(self, sample: NetSample, wanted: frozenset[int]) -> NetSample:
+        """The same sample with the classes of the wanted uplinks; those that fail stay unknown."""
+        uplinks = []
+        for uplink in sample.uplinks:
+            ifindex = uplink.link.ifindex
+            held = self.held.get(ifindex)
+            if ifindex not in wanted or held is None or held.applied is None:
+                uplinks.append(uplink)
+                continue
+            try:
+                self.classes[ifindex] = self.tc.classes(ifindex)
+            except TcError as error:
+                held.error = str(error)
+                uplinks.append(uplink)
+            else:
+                uplinks.append(msgspec.structs.replace(uplink, classes=self.classes[ifindex]))
+        return msgspec.structs.replace(sample, uplinks=tuple(uplinks))
+
+    def apply(self, shapes: tuple[Shape, ...], now_usec: int) -> tuple[Event, ...]:
+        """Bring each uplink to its shape; the caller passes nothing in observe mode."""
+        events: list[Event] = []
+        for shape in shapes:
+            held = self.held.get(shape.ifindex)
+            if held is None or self.degraded is not None or now_usec < held.retry_at:
+                continue
+            first = held.applied is None
+            try:
+                self._bring(held, shape)
+            except TcError as error:
+                events.append(self._failed(held, error, now_usec))
+            else:
+                held.error, held.failures = None, 0
+                if first:
+                    events.append(
+                        Event(shape.name, f"shaped: link {shape.speed_bps} bit/s, {shape.reason.text}")
+                    )
+        return tuple(events)
+
+    def status(self) -> tuple[UplinkStatus, ...]:
+        return tuple(
+            UplinkStatus(
+                held.link.name,
+                ifindex,
+                held.link.operstate,
+                held.speed_bps,
+                held.applied,
+                self.classes.get(ifindex),
+                self.degraded or held.error,
+            )
+            for ifindex, held in self.held.items()
+        )
+
+    def reload(self, config: Net) -> None:
+        """Take a new configuration; the next `refresh` releases what it no longer lists."""
+        self.config = config
+        self._dirty = True
+
+    def release(self) -> tuple[Event, ...]:
+        """Give every uplink back; those that are still wanted are found again by the next `refresh`."""
+        self._dirty = True
+        return tuple(
+            self._forget(ifindex, {ifindex: self.held[ifindex].link}) for ifindex in tuple(self.held)
+        )
+
+    def close(self) -> tuple[Event, ...]:
+        """Give every uplink back and close the sockets."""
+        events = self.release()
+        self.tc.close()
+        self.monitor.close()
+        return events
+
+    def _bring(self, held: Held, shape: Shape) -> None:
+        if held.applied is None:
+            self.tc.build(shape)
+        else:
+            self.tc.change(held.applied, shape)
+        held.applied = shape
+
+    def _judge(
+        self, name: str, link: LinkSample, root: QdiscSample | None, *, auto: bool, now_usec: int
+    ) -> tuple[Event, ...]:
+        link = links.with_speed(link, self.host.sysfs_net)
+        held = self.held.get(link.ifindex)
+        why = links.refusal(
+            link,
+            root,
+            bandwidth_manager=links.read_bandwidth_manager(self.host.cilium_map),
+            allow_kinds=self.host.allow_kinds,
+        )
+        if why is None and auto:
+            why = links.reservation(link)
+        speed = self._speed(name, link, held)
+        if why is None and speed is None:
+            why = f"the speed of {link.name} is unknown: set net.link_speed.{name}"
+        if why is not None or speed is None:
+            return self._refuse(name, link, why or "")
+        if held is None:
+            return self._hold(name, link, speed)
+        renamed = held.link.name != link.name
+        held.configured, held.link, held.speed_bps = name, link, speed
+        events = (
+            [Event(link.name, f"uplink {name} is called {link.name} now; it stays shaped")] if renamed else []
+        )
+        if held.applied is not None and (root is None or not root.is_ours):
+            events.append(self._undone(held, now_usec))
+        return tuple(events)
+
+    def _hold(self, name: str, link: LinkSample, speed_bps: int) -> tuple[Event, ...]:
+        try:
+            counter = links.TxCounter(link.name, self.host.sysfs_net)
+        except OSError as error:
+            return self._refuse(name, link, f"no counters of {link.name}: {error.strerror}")
+        self.held[link.ifindex] = Held(name, link, speed_bps, counter)
+        return ()
+
+    def _speed(self, name: str, link: LinkSample, held: Held | None) -> int | None:
+        """Bit/s: the operator's word, else the driver's, else (the link is down now) what it was."""
+        configured = self.config.link_speed.get(name)
+        if configured is not None:
+            return configured
+        if link.speed_mbit is not None:
+            return link.speed_mbit * 1_000_000
+        return None if held is None else held.speed_bps
+
+    def _refuse(self, name: str, link: LinkSample, why: str) -> tuple[Event, ...]:
+        self.refused[name] = why
+        held = self.held.pop(link.ifindex, None)
+        if held is not None:
+            held.counter.close()
+            self._undo(held)  # leaves a root that somebody put in place of ours
+        return (Event(link.name, f"not shaped: {why}", failed=True),)
+
+    def _undone(self, held: Held, now_usec: int) -> Event:
+        """Our root is gone although the device is the same: put it back, unless it becomes a war."""
+        held.applied = None
+        since = now_usec - self._ownership.contested_window
+        held.fights = (*(at for at in held.fights if at > since), now_usec)
+        if len(held.fights) < self._ownership.contested_after:
+            return Event(held.link.name, "somebody deleted our root qdisc; shaping again", failed=True)
+        held.fights, held.retry_at = (), now_usec + self._ownership.contested_hold
+        held.error = "contested: our root qdisc is deleted again and again"
+        return Event(held.link.name, held.error, failed=True)
+
+    def _failed(self, held: Held, error: TcError, now_usec: int) -> Event:
+        held.error = str(error)
+        held.failures += 1
+        wait = self._ownership.backoff_first << min(held.failures - 1, 20)
+        held.retry_at = now_usec + min(wait, self._ownership.backoff_max)
+        if error.fault is Fault.MISSING:
+            self.degraded = NO_HTB
+            return Event(held.link.name, NO_HTB, failed=True)
+        if error.fault is Fault.GONE and held.applied is not None:
+            self._undo(held)  # somebody deleted a class of ours: build anew
+        self._dirty = True  # the device may be gone, or the root somebody else's
+        return Event(held.link.name, held.error, failed=True)
+
+    def _undo(self, held: Held) -> None:
+        """Take our qdisc off, if this run put one there and it is still ours."""
+        if held.applied is not None:
+            undo.remove(held.link.ifindex)
+            held.applied = None
+
+    def _forget(self, ifindex: int, present: dict[int, LinkSample]) -> Event:
+        held = self.held.pop(ifindex)
+        self.classes.pop(ifindex, None)
+        held.counter.close()
+        if ifindex not in present:
+            return Event(held.link.name, "the device is gone")
+        if held.applied is None:
+            return Event(held.link.name, "let go; it was not shaped")
+        self._undo(held)
+        return Event(held.link.name, "released; the kernel's default qdisc is back")
+
+
+def resolve(names: tuple[str, ...], present: dict[int, LinkSample], held: dict[int, str]) -> dict[str, int]:
+    """Configured name → ifindex. A name that no device bears any more stays with the one we hold for it."""
+    by_name = {link.name: ifindex for ifindex, link in present.items()}
+    renamed = {configured: ifindex for ifindex, configured in held.items() if ifindex in present}
+    found: dict[str, int] = {}
+    for name in names:
+        ifindex = by_name.get(name, renamed.get(name))
+        if ifindex is not None and ifindex not in found.values():
+            found[name] = ifindex
+    return found

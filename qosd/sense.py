@@ -1,0 +1,231 @@
+"""One Snapshot a tick: the host's files, the workloads' files, and some of what lies below them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from qosd import cgroupfs, discover, procfs, psi, topology
+from qosd.config import Config
+from qosd.descend import FILES, Descendants
+from qosd.errors import CgroupGone
+from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
+from qosd.sys import Sys, open_same_cgroup
+from qosd.watch import (
+    CgroupFiles,
+    KeptFile,
+    close_cgroup,
+    keep,
+    keep_cgroup,
+    read_kept,
+    sample_cgroup,
+    text,
+)
+
+_STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
+_RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
+_SYSTEMD = "/run/systemd"
+
+
+class Root:
+    """A workload's own cgroup, its files kept open."""
+
+    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat", "watched")
+
+    def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
+        self.match = match
+        self.dir_fd = dir_fd
+        self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
+        self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.watched = watched
+        self.settings: dict[str, KeptFile[str]] = {}
+        self.last: CgroupSample | None = None
+        self.below: int | None = None
+        self.look_again(sys)
+
+    def look_again(self, sys: Sys) -> None:
+        """Open what was not there last time: enabling a controller adds its files to a living cgroup."""
+        if None in self.files:
+            close_cgroup(sys, self.files)
+            self.files = keep_cgroup(sys, self.dir_fd)
+        for file in self.watched:
+            if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
+                self.settings[file] = kept
+
+    def fds(self) -> int:
+        return 2 + FILES + len(self.settings)
+
+    def close(self, sys: Sys) -> None:
+        close_cgroup(sys, self.files)
+        for kept in (self.stat, *self.settings.values()):
+            if kept is not None:
+                sys.close(kept.fd)
+        sys.close(self.dir_fd)
+
+
+def parse_nr_descendants(raw: bytes) -> int:
+    """Live and dying descendants together: the number moves whenever a cgroup comes or goes."""
+    stat = cgroupfs.parse_flat_keyed(raw, "cgroup.stat")
+    return stat.get(b"nr_descendants", 0) + stat.get(b"nr_dying_descendants", 0)
+
+
+class HostFiles:
+    """/proc files kept open. A missing one (no PSI) stays missing."""
+
+    def __init__(self, sys: Sys, proc: str, sysfs: str) -> None:
+        self._sys = sys
+        self._cpus_fd = sys.open(f"{sysfs}/devices/system/cpu", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.online = keep(
+            sys, self._cpus_fd, "online", lambda raw: topology.parse_cpulist(text(raw), "online")
+        )
+        self._fd = sys.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        hertz = os.sysconf("SC_CLK_TCK")
+        self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
+        self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
+        self.pressure = {
+            name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
+            for name in ("cpu", "memory", "io")
+        }
+
+    def sample(self, unknown: dict[str, str]) -> HostSample:
+        cpu = read_kept(self.stat, "/proc/stat", unknown)
+        memory = read_kept(self.meminfo, "/proc/meminfo", unknown)
+        cpu_pressure, memory_pressure, io_pressure = (
+            self._read_pressure(name, unknown) for name in self.pressure
+        )
+        return HostSample(
+            nr_cpus=cpu.nr_cpus if cpu is not None else os.cpu_count() or 1,
+            cpus_online=read_kept(self.online, "/sys/devices/system/cpu/online", unknown),
+            busy_usec=cpu.busy_usec if cpu is not None else None,
+            steal_usec=cpu.steal_usec if cpu is not None else None,
+            mem_total=memory.mem_total if memory is not None else None,
+            mem_available=memory.mem_available if memory is not None else None,
+            swap_total=memory.swap_total if memory is not None else None,
+            swap_free=memory.swap_free if memory is not None else None,
+            cpu_pressure=cpu_pressure,
+            memory_pressure=memory_pressure,
+            io_pressure=io_pressure,
+        )
+
+    def _read_pressure(self, name: str, unknown: dict[str, str]) -> Pressure | None:
+        return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
+
+    def close(self) -> None:
+        for kept in (self.online, self.stat, self.meminfo, *self.pressure.values()):
+            if kept is not None:
+                self._sys.close(kept.fd)
+        self._sys.close(self._fd)
+        self._sys.close(self._cpus_fd)
+
+
+class Sensor:
+    """Everything that is read each tick. `protected` are paths no BE workload may be, hold or lie in."""
+
+    def __init__(
+        self,
+        sys: Sys,
+        root_fd: int,
+        config: Config,
+        watched: Mapping[Tier, tuple[str, ...]],
+        protected: tuple[str, ...],
+        host: HostFiles,
+    ) -> None:
+        self._sys = sys
+        self._root_fd = root_fd
+        self._config = config
+        self._watched = watched
+        self._protected = protected
+        self._host = host
+        self._roots: dict[int, Root] = {}
+        self._descendants = Descendants(sys, root_fd, config.sense)
+        self._rescan_due = True
+        self.refused: dict[str, str] = {}
+        """Cgroups that a rule matches and qosd does not take, with the reason."""
+
+    def snapshot(self, tick: int) -> Snapshot:
+        unknown: dict[str, str] = {}
+        monotonic_usec = self._sys.monotonic_ns() // 1000
+        boottime_usec = self._sys.boottime_ns() // 1000
+        self._follow_rules()
+        host = self._host.sample(unknown)
+        workloads = tuple(
+            workload
+            for root in list(self._roots.values())
+            if (workload := self._sample(root, unknown)) is not None
+        )
+        if tick % _RESCAN_TICKS == 0 or self._rescan_due:
+            self._rescan()
+        descendants, self._rescan_due = self._descendants.sample(unknown)
+        unknown.update(self._descendants.cut)
+        return Snapshot(
+            tick,
+            monotonic_usec,
+            boottime_usec,
+            host,
+            self._systemd_stamp(),
+            unknown,
+            workloads,
+            descendants,
+        )
+
+    def close(self) -> None:
+        self._descendants.close()
+        for root in self._roots.values():
+            root.close(self._sys)
+        self._roots = {}
+
+    def _follow_rules(self) -> None:
+        matches, self.refused = discover.resolve(
+            self._sys, self._root_fd, self._config.workload, self._protected
+        )
+        present = {match.id: match for match in matches}
+        for cgroup_id, root in list(self._roots.items()):
+            if present.get(root.match.id) != root.match:
+                self._drop(cgroup_id, root)
+        for match in matches:
+            if match.id not in self._roots:
+                self._take(match)
+
+    def _take(self, match: discover.Match) -> None:
+        try:
+            fd = open_same_cgroup(self._sys, self._root_fd, match.path, match.id)
+        except (CgroupGone, OSError):
+            return  # gone, or out of fds: the next tick tries again
+        self._roots[match.id] = Root(self._sys, fd, match, self._watched[match.rule.tier])
+        self._rescan_due = True
+
+    def _drop(self, cgroup_id: int, root: Root) -> None:
+        root.close(self._sys)
+        del self._roots[cgroup_id]
+        self._descendants.forget(root.match.path)
+
+    def _sample(self, root: Root, unknown: dict[str, str]) -> Workload | None:
+        match = root.match
+        try:
+            root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            below = read_kept(root.stat, match.path, unknown)
+            files = {
+                file: value
+                for file, kept in root.settings.items()
+                if (value := read_kept(kept, f"{match.path}/{file}", unknown)) is not None
+            }
+        except CgroupGone:
+            self._drop(match.id, root)
+            return None
+        if below != root.below:
+            root.below = below
+            self._rescan_due = True
+        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
+
+    def _rescan(self) -> None:
+        budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())
+        for root in self._roots.values():
+            root.look_again(self._sys)
+            self._descendants.rescan(root.dir_fd, root.match.path, budget)
+
+    def _systemd_stamp(self) -> int | None:
+        """When systemd last reloaded: it empties and refills /run/systemd/generator* each time."""
+        try:
+            return self._sys.stat(_SYSTEMD).st_mtime_ns
+        except OSError:
+            return None

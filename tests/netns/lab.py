@@ -1,0 +1,172 @@
+"""A host and a peer in network namespaces joined by veth pairs, with cgroups; nothing is left after."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netns.traffic import Sink, finish, sender
+
+from qosd.net import rtnl
+from qosd.net.uplinks import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qosd.net.device import LinkSample, QdiscSample
+
+CLONE_NEWNET = 0x4000_0000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def missing() -> str | None:
+    """Why none of this can run here, or None."""
+    if os.geteuid() != 0:
+        return "needs root for network namespaces"
+    for tool in ("ip", "tc", "nsenter", "unshare"):
+        if shutil.which(tool) is None:
+            return f"needs {tool}"
+    return None
+
+
+def cgroup2_mount() -> Path | None:
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
+        _device, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(where)
+    return None
+
+
+class Lab:
+    """Enters a new network namespace with the calling thread; `close` goes back and removes everything."""
+
+    def __init__(self, uplinks: int = 1) -> None:
+        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        _checked(_libc.unshare(CLONE_NEWNET))
+        self._undo: list[Callable[[], object]] = []
+        self._cgroups: list[Path] = []
+        self.run("ip link set lo up")
+        self.peer = subprocess.Popen(["unshare", "-n", "cat"], stdin=subprocess.PIPE, text=True)
+        self._undo.append(lambda: finish(self.peer))
+        self.enter = ["nsenter", f"--net=/proc/{self.peer.pid}/ns/net"]
+        self._await_peer()
+        for index in range(uplinks):
+            self.add_uplink(index)
+        self.host = Host(
+            sysfs_net=str(self._mount_sysfs() / "class/net"),
+            proc_net="/proc/thread-self/net",
+            cilium_map="/nonexistent",
+            allow_kinds=frozenset({"veth"}),
+        )
+        self._sink: Sink | None = None
+
+    def add_uplink(self, index: int) -> None:
+        self.run(f"ip link add u{index} type veth peer name p{index} netns {self.peer.pid}")
+        self.run(f"ip addr add 10.9.{index}.1/24 dev u{index}")
+        self.run(f"ip addr add fd09:{index}::1/64 dev u{index} nodad")
+        self.run(f"ip link set u{index} up")
+        self.far(f"ip addr add 10.9.{index}.2/24 dev p{index}")
+        self.far(f"ip addr add fd09:{index}::2/64 dev p{index} nodad")
+        self.far(f"ip link set p{index} up")
+        self.far("ip link set lo up")
+        # An IPv6 address is usable only once the link has carrier on both ends.
+        self.until(lambda: "LOWER_UP" in self.run(f"ip link show u{index}"))
+
+    def run(self, command: str) -> str:
+        return subprocess.run(command.split(), check=True, capture_output=True, text=True).stdout
+
+    def far(self, command: str) -> str:
+        return self.run(" ".join((*self.enter, command)))
+
+    def until(self, true: Callable[[], bool], seconds: float = 5.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, "did not happen in time"
+            time.sleep(0.01)
+
+    def link(self, name: str) -> LinkSample:
+        with rtnl.RtnlSocket() as sock:
+            return next(link for link in rtnl.links(sock) if link.name == name)
+
+    def root(self, name: str) -> QdiscSample | None:
+        ifindex = self.link(name).ifindex
+        with rtnl.RtnlSocket() as sock:
+            return next((qdisc for qdisc in rtnl.root_qdiscs(sock) if qdisc.ifindex == ifindex), None)
+
+    def dump(self) -> str:
+        """All of tc's view of this namespace, without the one counter that it shows unasked."""
+        names = [line.split(":")[1].split("@")[0].strip() for line in self.run("ip -o link").splitlines()]
+        shown = [self.run("tc -d qdisc show")]
+        shown += [self.run(f"tc -d {what} show dev {name}") for name in names for what in ("class", "filter")]
+        return re.sub(r"direct_packets_stat \d+", "direct_packets_stat", "".join(shown))
+
+    def sink(self) -> Sink:
+        if self._sink is None:
+            self._sink = Sink(self.enter)
+            self._undo.append(self._sink.close)
+        return self._sink
+
+    def send(
+        self, port: int, *arguments: str, cgroup: Path | None = None, to: str = "10.9.0.2"
+    ) -> subprocess.Popen[str]:
+        self.sink()
+        process = sender(cgroup, "--to", to, "--port", str(port), *arguments)
+        self._undo.append(lambda: finish(process))
+        return process
+
+    def at_close(self, step: Callable[[], object]) -> None:
+        self._undo.append(step)
+
+    def cgroup(self, name: str) -> Path:
+        mount = cgroup2_mount()
+        assert mount is not None
+        base = mount / f"qosd-netns-{os.getpid()}"
+        path = base / name
+        if not base.exists():
+            base.mkdir()
+            self._undo.insert(0, base.rmdir)
+        path.mkdir()
+        # Undone in reverse: after the senders (appended later), the deepest first, the base last.
+        self._undo.insert(1 + len(self._cgroups), lambda: self._rmdir(path))
+        self._cgroups.append(path)
+        return path
+
+    def close(self) -> None:
+        for step in reversed(self._undo):
+            step()
+        _checked(_libc.setns(self._home, CLONE_NEWNET))
+        os.close(self._home)
+
+    def _rmdir(self, path: Path) -> None:
+        if not path.exists():
+            return
+        self.until(lambda: "populated 0" in (path / "cgroup.events").read_text(encoding="ascii"))
+        path.rmdir()
+
+    def _await_peer(self) -> None:
+        ours = os.stat("/proc/thread-self/ns/net").st_ino
+        self.until(lambda: os.stat(f"/proc/{self.peer.pid}/ns/net").st_ino != ours)
+
+    def _mount_sysfs(self) -> Path:
+        where = Path(tempfile.mkdtemp(prefix="qosd-netns-"))
+        self._undo.append(where.rmdir)
+        self.run(f"mount -t sysfs -o ro none {where}")
+        self._undo.append(lambda: self.run(f"umount {where}"))
+        return where
+
+
+if __name__ == "__main__":
+    sys.exit("a module of the tests and the benchmark")

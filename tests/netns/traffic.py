@@ -1,0 +1,170 @@
+"""Real traffic between network namespaces, for the tests and the benchmark; also a script.
+
+The sink counts received bytes per port, TCP and UDP, both families, and reports them as JSON for every line
+on its stdin. A sender runs in a cgroup of its own until its stdin closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+PORTS = range(5000, 5008)
+UDP_SEGMENT = 103  # linux/udp.h
+SO_PRIORITY = 12
+
+
+class Sink:
+    """The far end's process. `bytes()` is what arrived so far, by port."""
+
+    def __init__(self, enter: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [*enter, sys.executable, __file__, "sink"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._line()  # it listens
+
+    def bytes(self) -> tuple[float, dict[int, int]]:
+        self._pipe().write("\n")
+        self._pipe().flush()
+        seconds, counted = json.loads(self._line())
+        return seconds, {int(port): count for port, count in counted.items()}
+
+    def rate_bps(self, seconds: float) -> dict[int, float]:
+        """Bits per second of payload by port over the next seconds."""
+        begin, before = self.bytes()
+        time.sleep(seconds)
+        end, after = self.bytes()
+        return {port: 8 * (after.get(port, 0) - before.get(port, 0)) / (end - begin) for port in PORTS}
+
+    def settled_rate_bps(self, ports: tuple[int, ...], seconds: float) -> dict[int, float]:
+        """The same, half a second after every port has traffic: neighbour discovery alone takes one."""
+        deadline = time.monotonic() + 10
+        while not all(self.bytes()[1].get(port) for port in ports):
+            assert time.monotonic() < deadline, f"no traffic on all of {ports}"
+            time.sleep(0.02)
+        time.sleep(0.5)
+        return self.rate_bps(seconds)
+
+    def close(self) -> None:
+        finish(self.process)
+
+    def _pipe(self) -> Any:
+        return self.process.stdin
+
+    def _line(self) -> str:
+        stdout: Any = self.process.stdout
+        line: str = stdout.readline()
+        assert line, "the sink died"
+        return line
+
+
+def sender(cgroup: Path | None, *arguments: str) -> subprocess.Popen[str]:
+    """Start `traffic.py send ARGUMENTS` inside a cgroup, before it opens its socket."""
+    command = [sys.executable, __file__, "send", *arguments]
+    if cgroup is not None:
+        command += ["--cgroup", str(cgroup)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    process.wait(10)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _sink() -> None:
+    counts: Counter[int] = Counter()
+    for port in PORTS:
+        tcp = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        udp.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+        udp.bind(("::", port))
+        threading.Thread(target=_accept, args=(tcp, port, counts), daemon=True).start()
+        threading.Thread(target=_drain, args=(udp, port, counts), daemon=True).start()
+    _say("listening")
+    for _ in sys.stdin:
+        _say(json.dumps((time.monotonic(), counts)))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _accept(server: socket.socket, port: int, counts: Counter[int]) -> None:
+    while True:
+        connection, _ = server.accept()
+        threading.Thread(target=_drain, args=(connection, port, counts), daemon=True).start()
+
+
+def _drain(connection: socket.socket, port: int, counts: Counter[int]) -> None:
+    buffer = bytearray(1 << 18)
+    with contextlib.suppress(OSError):
+        while received := connection.recv_into(buffer):
+            counts[port] += received
+
+
+def _send(options: argparse.Namespace) -> None:
+    if options.cgroup:
+        Path(options.cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    family = socket.AF_INET6 if ":" in options.to else socket.AF_INET
+    kind = socket.SOCK_STREAM if options.proto == "tcp" else socket.SOCK_DGRAM
+    sock = socket.socket(family, kind)
+    if options.priority:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PRIORITY, struct.pack("=I", int(options.priority, 16)))
+    if options.proto == "udp-gso":
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1400)
+    sock.connect((options.to, options.port))
+    size = {"tcp": 1 << 16, "udp": 1400, "udp-gso": 1400 * 40}[options.proto]
+    _pump(sock, bytes(size), options.mbit)
+
+
+def _pump(sock: socket.socket, payload: bytes, mbit: float) -> None:
+    """Send as fast as it goes, or at a rate; ECONNREFUSED of a UDP peer that went away is the end."""
+    begin, sent = time.monotonic(), 0
+    with contextlib.suppress(ConnectionError):
+        while True:
+            if mbit:
+                wait = begin + sent * 8 / (mbit * 1e6) - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+            sent += sock.send(payload)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", choices=("sink", "send"))
+    parser.add_argument("--to")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--proto", default="tcp")
+    parser.add_argument("--priority", help="SO_PRIORITY, hexadecimal: a class id")
+    parser.add_argument("--cgroup")
+    parser.add_argument("--mbit", type=float, default=0)
+    options = parser.parse_args()
+    if options.mode == "sink":
+        _sink()
+    else:
+        _send(options)
+
+
+if __name__ == "__main__":
+    main()

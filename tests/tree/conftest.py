@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from treekit import CPU_FILES, FakeSys, Loop, make_tree
+
+
+@pytest.fixture
+def sys() -> FakeSys:
+    return FakeSys()
+
+
+@pytest.fixture
+def loop(tmp_path: Path, sys: FakeSys) -> Iterator[Loop]:
+    """A host with be.slice, a job below it, ls.slice and init.scope, all at the kernel's defaults."""
+    root = make_tree(
+        tmp_path / "cgroup",
+        {
+            "be.slice": {**CPU_FILES, "job": CPU_FILES},
+            "ls.slice": CPU_FILES,
+            "init.scope": CPU_FILES,
+        },
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    loop = Loop(sys, root, run)
+    yield loop
+    loop.crash()
