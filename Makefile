@@ -61,3 +61,6 @@ bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netl
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
+	$(RUN) -m bench.tick

@@ -93,6 +93,17 @@ def check(file: str, json: bool) -> None:  # noqa: FBT001 - as above
         raise exits.Failure(error, exits.REFUSED_CONFIG)
 
 
+@cli.command()
+@click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to judge by.")
+@as_json
+@use
+def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """What this host lacks and the exact remedy; needs no daemon. 1 if qosd cannot work here at all."""
+    from qosd.ctl import doctor as screen  # noqa: PLC0415 - rich and psutil
+
+    screen.show(options.socket, config, json=json)
+
+
 for _command in (steer.reload, steer.pause, steer.resume, steer.restore, run.run):
     cli.add_command(_command)
 

@@ -34,9 +34,12 @@ def systemd_run(tier: str, command: tuple[str, ...], user: str | None) -> list[s
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(tier: str, user: str | None, command: tuple[str, ...]) -> None:
     """Run COMMAND in ls.slice or be.slice: qosctl run be -- make -j8. Its exit status is passed on."""
-    _check(tier, command[0])
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise click.UsageError("which command? qosctl run be -- COMMAND")
+    _check(tier, words[0])
     try:
-        os.execvp("systemd-run", systemd_run(tier, command, user))  # noqa: S606 - no shell is the point
+        os.execvp("systemd-run", systemd_run(tier, words, user))  # noqa: S606 - no shell is the point
     except OSError as error:
         raise Failure(f"systemd-run: {error.strerror}", CANNOT_START) from None
 

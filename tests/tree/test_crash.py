@@ -147,9 +147,11 @@ class Host(RuleBasedStateMachine):
         kept = load(journal.read_bytes(), BOOT) if journal.exists() else {}
         for (path, file), theirs in self.theirs.items():
             value = self._text(path, file)
-            if Key(cgroup_id(self.root / path), file) in kept:
+            entry = kept.get(Key(cgroup_id(self.root / path), file))
+            if entry is not None and value in entry.ours:
                 # Their burst may forbid the original limit: then it is on file for another attempt.
-                assert (file, self._text(path, "cpu.max.burst")) != (file, "0"), f"{path}/{file}: {value!r}"
+                assert file == "cpu.max", f"{path}/{file} is {value!r}"
+                assert int(self._text(path, "cpu.max.burst")) > int(entry.original.split()[0])
                 continue
             allowed = theirs if self.reassert else theirs[-1:]
             assert value in allowed, f"{path}/{file} is {value!r}, somebody else chose {theirs}"

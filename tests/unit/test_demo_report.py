@@ -112,7 +112,7 @@ class Balanced(html.parser.HTMLParser):
 def test_only_what_is_within_the_counted_seconds_counts(result: Result) -> None:
     one = result.of("qosd")[0]
 
-    assert len(one.requests) == 1200
+    assert len(one.requests) == 1000
     assert one.requests[0].at == pytest.approx(0)
     assert one.be_cpus == pytest.approx(1.0)
     assert one.ls_cpus == pytest.approx(0.6)
@@ -126,7 +126,7 @@ def test_the_modes_come_in_one_order_whatever_was_played_first(result: Result) -
 def test_a_write_of_qosds_is_a_decision_with_its_reason(result: Result) -> None:
     (decision,) = result.of("qosd")[0].decisions
 
-    assert decision == (pytest.approx(2.75), "be.slice", "cpu.max", "90000 100000", WHY)
+    assert decision == (pytest.approx(3.25), "be.slice", "cpu.max", "90000 100000", WHY)
     assert result.of("floor")[0].decisions == []
 
 
@@ -168,6 +168,12 @@ def test_what_lies_within_the_spread_is_not_called_a_difference(result: Result) 
     assert "worse" not in " ".join(table.sentences(same))
     assert "LS p99 better by 60 %" in " ".join(table.sentences(result))
     assert "BE work worse by 33 %" in " ".join(table.sentences(result))
+
+
+def test_from_one_round_no_difference_is_claimed(result: Result) -> None:
+    first = result._replace(rounds=[one for one in result.rounds if one.number == 1])
+
+    assert table.sentences(first) == ["Fewer than 3 rounds: no difference can be told from noise."]
 
 
 def test_the_report_is_one_well_formed_file_that_fetches_nothing(result: Result) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import click
 import msgspec
 import pytest
 
 from qosd.__main__ import _parser
 from qosd.config import Config
+from qosd.ctl import exits
+from qosd.ctl.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "packaging"))
@@ -123,11 +126,37 @@ def complete(*words: str) -> list[str]:
     ("words", "expected"),
     [
         (["st"], ["status"]),
+        (["--socket", "/run/x", "st"], ["status"]),
         (["re"], ["reload", "restore", "resume"]),
-        (["run", ""], ["ls", "be", "--help"]),
-        (["run", "be", ""], ["--"]),
-        (["status", "--"], ["--json", "--help"]),
+        (["run", ""], ["--", "--help", "--user", "be", "ls"]),
+        (["pause", "1"], ["10m", "1h"]),
     ],
 )
 def test_the_completion_offers_what_fits(words: list[str], expected: list[str]) -> None:
-    assert complete(*words) == expected
+    assert sorted(complete(*words)) == expected
+
+
+def test_the_completion_offers_exactly_the_commands_that_qosctl_has() -> None:
+    assert {word for word in complete("") if not word.startswith("-")} == set(cli.commands)
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_the_completion_and_the_page_have_exactly_the_options_of_a_command(command: str) -> None:
+    options = options_of(cli.commands[command])
+    assert set(complete(command, "--")) - {"--", "--help"} == options
+    page = (ROOT / "docs/man/qosctl.1").read_text().replace("\\-", "-")
+    (synopsis,) = re.findall(rf"^\.It Cm {command}\b(.*)", page, re.MULTILINE)
+    assert {f"-{flag}" for flag in re.findall(r"Fl (-[a-z-]+)", synopsis)} == options
+
+
+def options_of(command: click.Command) -> set[str]:
+    shown = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    return {text for option in shown for text in option.opts}
+
+
+def test_the_page_of_qosctl_explains_every_exit_status() -> None:
+    page = (ROOT / "docs/man/qosctl.1").read_text()
+    listed = {
+        int(code) for line in re.findall(r"^\.It (\d+.*)", page, re.MULTILINE) for code in line.split(" , ")
+    }
+    assert listed == {0, *(value for value in vars(exits).values() if isinstance(value, int))}

@@ -13,6 +13,7 @@ import pytest
 
 from qosd.__main__ import DEFAULT_CONFIG, DEFAULT_RUNTIME, _parser
 from qosd.config import Config
+from qosd.ctl.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(path.name for path in (ROOT / "systemd").iterdir())
@@ -39,7 +40,7 @@ def installed(tmp_path: Path) -> Path:
     """A root directory in which the units lie where the package puts them."""
     shutil.copytree(ROOT / "systemd", tmp_path / "lib/systemd/system")
     executable(tmp_path / "usr/lib/qosd/bin/qosd")
-    executable(tmp_path / "bin/sh")
+    executable(tmp_path / "usr/lib/qosd/bin/qosctl")
     return tmp_path
 
 
@@ -88,6 +89,12 @@ def test_the_service_starts_only_commands_that_qosd_has(key: str) -> None:
     assert parsed.command == {"ExecStart": "run", "ExecStopPost": "restore"}[key]
     assert getattr(parsed, "config", DEFAULT_CONFIG) == "/etc/qosd/qosd.toml"
     assert parsed.runtime == DEFAULT_RUNTIME == "/run/qosd"
+
+
+def test_the_service_reloads_by_a_command_that_fails_when_the_file_is_refused() -> None:
+    program, command = shlex.split(read_unit("qosd.service")["Service"]["ExecReload"])
+    assert program == "/usr/lib/qosd/bin/qosctl"
+    assert command in cli.commands
 
 
 def test_the_weight_of_ls_slice_is_the_one_that_the_configuration_defaults_to() -> None:

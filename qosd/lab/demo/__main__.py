@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from qosd.lab.scenario.planned import Mode
 
 SOURCE = Path(__file__).parents[1] / "load" / "openloop.c"
-SLO_IN_REQUESTS = 5
-"""The SLO, unless given: five times the CPU time of one request. Chosen before anything is measured."""
+SLO_IN_REQUESTS = 10
+"""The SLO, unless given: ten times the CPU time of one request. Chosen before anything is measured."""
 
 
 class Options(NamedTuple):
@@ -63,7 +63,7 @@ def build_deb(steps: Steps, options: Options) -> Path:
     if options.deb is not None:
         return options.deb
     with steps.step("building the .deb"):
-        run(["make", "-C", str(target.ROOT), "deb"], options.output / "log.txt")
+        run(["make", "-C", str(target.ROOT), "-o", ".venv/stamp", "deb"], options.output / "log.txt")
     packages = sorted((target.ROOT / "dist").glob("qosd_*.deb"), key=lambda path: path.stat().st_mtime)
     if not packages:
         raise StepError("`make deb` left no dist/qosd_*.deb")
@@ -119,9 +119,12 @@ def make_plan(options: Options, daemon: Daemon | None, *, installed: bool) -> Pl
     rounds = alternating(options.modes, options.rounds)
     if installed:
         return Plan(rounds=rounds, daemon=daemon)
-    ls_slice, be_slice = target.HOST_SLICES
     return Plan(
-        rounds=rounds, daemon=daemon, ls_slice=ls_slice, be_slice=be_slice, slices=target.host_slices()
+        rounds=rounds,
+        daemon=daemon,
+        ls_slice=target.LS_SLICE,
+        be_slice=target.BE_SLICE,
+        slices=target.host_slices(),
     )
 
 
@@ -205,7 +208,7 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--kernel", default="6.12", show_default=True, help="The guest's kernel.")
 @click.option(
-    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time."
+    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 10 times one request's CPU time."
 )
 @click.option(
     "--openloop", type=click.Path(path_type=Path, exists=True), help="The load generator, built before."

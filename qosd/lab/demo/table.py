@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qosd.lab.demo.figures import Spread
     from qosd.lab.scenario.planned import Mode
 
+ROUNDS_TO_TELL = 3
+
 MEANINGS: dict[Mode, str] = {
     "frozen": "BE present, frozen: LS as if alone",
     "uncontrolled": "plain units at default weight, no qosd",
@@ -55,8 +57,10 @@ def heading(figure: Figure, result: Result) -> str:
 def sentences(result: Result) -> list[str]:
     """Qosd against the other ways to run the same jobs. Within the rounds' spread nothing is claimed."""
     others = [mode for mode in ("uncontrolled", "floor") if mode in result.modes]
-    if "qosd" not in result.modes:
+    if "qosd" not in result.modes or not others:
         return []
+    if len(result.of("qosd")) < ROUNDS_TO_TELL:
+        return [f"Fewer than {ROUNDS_TO_TELL} rounds: no difference can be told from noise."]
     return [f"qosd against {mode}: {'; '.join(_against(result, mode))}." for mode in others]
 
 
