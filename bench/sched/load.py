@@ -34,8 +34,13 @@ class Load(NamedTuple):
 
 
 class Request(NamedTuple):
-    intended_ns: int
-    latency_ns: int
+    """One record of ls.c, in nanoseconds."""
+
+    intended: int
+    latency: int
+    wake: int
+    service: int
+    cpu: int
 
 
 def build(directory: str) -> Programs:
@@ -99,7 +104,7 @@ class Service:
         if self._process.wait(timeout=30) != 0:
             raise RuntimeError("the LS load failed")
         with open(self._out, "rb") as file:
-            return [Request(*pair) for pair in struct.iter_unpack("<QQ", file.read())]
+            return [Request(*pair) for pair in struct.iter_unpack("<5Q", file.read())]
 
     def close(self) -> None:
         if self._process.poll() is None:

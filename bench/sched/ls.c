@@ -7,12 +7,16 @@
  *   ls calibrate                                         rounds of spin() in a millisecond
  *   ls run OUT START_NS DURATION_MS WORKERS SEED ROUNDS NR_CPUS WORK_USEC MS:PCT[,MS:PCT...] [CGROUP.PROCS...]
  *
- * The schedule repeats; PCT is of NR_CPUS CPUs. START_NS is CLOCK_MONOTONIC. OUT gets pairs of uint64:
- * intended start (ns since START_NS), latency (ns). A request still waiting GRACE after the end is written
- * with the time it had waited by then.
+ * The schedule repeats; PCT is of NR_CPUS CPUs. START_NS is CLOCK_MONOTONIC. OUT gets five uint64 a
+ * request: intended start (ns since START_NS), latency (ns), how long a worker was late to take it up though
+ * none was busy before (ns; 0 when it had queued), how long the work itself took (ns), the CPU it began on.
+ * A request still waiting GRACE after the end is written with the time it had waited by then.
  */
+#define _GNU_SOURCE
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdbool.h>
 
 #include "join.h"
 #include "spin.h"
@@ -22,6 +26,9 @@
 struct request {
 	uint64_t intended;
 	uint64_t latency;
+	uint64_t wake;
+	uint64_t service;
+	uint64_t cpu;
 };
 
 static struct request *requests;
@@ -80,7 +87,7 @@ static void schedule(const char *shape, uint64_t duration_ns, double per_pct_ns,
 				break;
 			if (nr_requests == room)
 				requests = realloc(requests, (room *= 2) * sizeof(*requests));
-			requests[nr_requests++] = (struct request){ (uint64_t)t, 0 };
+			requests[nr_requests++] = (struct request){ .intended = (uint64_t)t };
 		}
 		step_start += step_ns;
 	}
@@ -104,11 +111,17 @@ static void *worker(void *arg)
 		if (i >= nr_requests)
 			return NULL;
 		uint64_t intended = start_ns + requests[i].intended;
-		if (now_ns() < intended)
+		bool slept = now_ns() < intended;
+		if (slept)
 			sleep_until(intended);
-		if (now_ns() < end_ns + GRACE_NS) {
+		uint64_t began = now_ns();
+		if (began < end_ns + GRACE_NS) {
+			requests[i].cpu = (uint64_t)sched_getcpu();
 			x = spin(rounds, x);
-			requests[i].latency = now_ns() - intended;
+			uint64_t done = now_ns();
+			requests[i].latency = done - intended;
+			requests[i].service = done - began;
+			requests[i].wake = slept ? began - intended : 0;
 		} else {
 			requests[i].latency = end_ns + GRACE_NS - intended;
 		}

@@ -10,7 +10,7 @@ from bench.sched.stats import Interval, interval, ratios, verdict
 Round = dict[str, Outcome]
 HEAD = (
     "mode", "p50 ms", "p99 ms", "p99.9", "p99 / frozen [95 %]", "over SLO %", "excess us", "BE kept % [95 %]",
-    "EMU %", "throttled %", "writes", "beside the reference",
+    "EMU %", "throttled %", "writes", "slowest 1 %: queue+wake+stretch", "stacked %", "beside the reference",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ def _row(rounds: list[Round], mode: str, reference: str | None) -> tuple[str, ..
         f"{_median(of, 'emu_pct'):.0f}",
         f"{_median(of, 'throttled_pct'):.0f}",
         f"{_median(of, 'writes'):.0f}",
+        " + ".join(f"{_median(of, f'slow_{part}_ms'):.1f}" for part in ("queue", "wake", "stretch")),
+        f"{_median(of, 'stacked_pct'):.1f}",
         _beside(rounds, mode, reference),
     )
 

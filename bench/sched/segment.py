@@ -47,6 +47,14 @@ class Outcome:
     """Share of periods in which BE was throttled."""
     writes: int
     requests: int
+    slow_queue_ms: float
+    """Of the slowest 1 % of requests, what made up their latency, on average: waiting for a worker,"""
+    slow_wake_ms: float
+    """a worker that was free and woke late,"""
+    slow_stretch_ms: float
+    """and work that took longer than it does undisturbed."""
+    stacked_pct: float
+    """Share of requests whose work overlapped another's on the same CPU: LS in LS's own way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +88,7 @@ def run(programs: Programs, groups: Groups, mode: Mode, experiment: Experiment) 
         if controller is not None:
             controller.close()
     writes = controller.writes if controller is not None else 0
-    warm = [request for request in requests if request.intended_ns >= experiment.warmup_sec * 1e9]
+    warm = [request for request in requests if request.intended >= experiment.warmup_sec * 1e9]
     return _outcome(mode.label, warm, marks, writes, experiment)
 
 
@@ -124,7 +132,7 @@ def _outcome(
     be = (after.be - before.be) / whole
     work = (after.work - before.work) / whole
     system = max((after.busy - before.busy) / whole - ls - be, 0.0)
-    latencies = sorted(request.latency_ns for request in requests)
+    latencies = sorted(request.latency for request in requests)
     slo = experiment.slo_usec * 1000
     excess = sum(max(latency - slo, 0) for latency in latencies) / len(latencies) / 1000
     periods = after.periods - before.periods
@@ -145,7 +153,30 @@ def _outcome(
         throttled_pct=100 * (after.throttled - before.throttled) / periods if periods else 0.0,
         writes=writes,
         requests=len(requests),
+        stacked_pct=_stacked_pct(requests),
+        **_slowest(requests, experiment.load.work_usec * 1000),
     )
+
+
+def _slowest(requests: list[Request], work: int) -> dict[str, float]:
+    """Where the slowest 1 % spent their time."""
+    slow = sorted(requests, key=lambda request: request.latency)[-max(len(requests) // 100, 1) :]
+    queue = sum(request.latency - request.service - request.wake for request in slow)
+    wake = sum(request.wake for request in slow)
+    stretch = sum(max(request.service - work, 0) for request in slow)
+    names = ("slow_queue_ms", "slow_wake_ms", "slow_stretch_ms")
+    return {name: total / len(slow) / 1e6 for name, total in zip(names, (queue, wake, stretch), strict=True)}
+
+
+def _stacked_pct(requests: list[Request]) -> float:
+    """By overlap on the CPU where each began, also for one that was moved later."""
+    until: dict[int, int] = {}
+    stacked = 0
+    begun = sorted((r.intended + r.latency - r.service, r.intended + r.latency, r.cpu) for r in requests)
+    for begin, end, cpu in begun:
+        stacked += until.get(cpu, 0) > begin
+        until[cpu] = max(until.get(cpu, 0), end)
+    return 100 * stacked / len(requests)
 
 
 def _quantile(ordered: list[int], share: float) -> float:
