@@ -103,7 +103,6 @@ _LIBC.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
 _LISTENERS: list[list[str]] = []
 
 
-@_PRINT
 def _hear(level: int, text: int, arguments: int) -> int:
     """The one print function libbpf has for a whole process: of the module, so that it never goes away."""
     # va_list passes as a pointer on every 64-bit ABI that Debian has.
@@ -114,6 +113,9 @@ def _hear(level: int, text: int, arguments: int) -> int:
             _LISTENERS[-1].append(buffer.value.decode(errors="replace"))
             del buffer  # an exported buffer would keep the mapping
     return 0
+
+
+_HEAR = _PRINT(_hear)
 
 
 class Library:
@@ -128,7 +130,7 @@ class Library:
                 function.argtypes = arguments
         except (OSError, AttributeError) as error:
             raise LibraryMissingError(f"{SONAME} can't be used, install libbpf1: {error}") from None
-        self.call.libbpf_set_print(_hear)
+        self.call.libbpf_set_print(_HEAR)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
