@@ -26,6 +26,7 @@ from bench.sched.report import Round
 from bench.sched.segment import Experiment, Outcome
 
 _STEAL_PCT = 2.0
+_PROBE_SEC = 0.5
 
 
 def shape(kind: str, pct: float) -> str:
@@ -59,6 +60,7 @@ def _arguments() -> argparse.Namespace:
         "--others", type=float, default=8.0, help="per cent of the machine: more is no quiet round"
     )
     parser.add_argument("--retries", type=int, default=3, help="of a disturbed segment")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine")
     parser.add_argument("--reference", default="qosd", help="the mode that the others are compared with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
@@ -116,11 +118,18 @@ class Bench:
     def _quiet(self, mode: Mode, experiment: Experiment) -> Outcome | None:
         """A segment that nobody disturbed, or None."""
         for _ in range(self._args.retries + 1):
+            self._await_quiet()
             outcome = segment.run(self._programs, self._groups, mode, experiment)
             if outcome.steal_pct <= _STEAL_PCT and outcome.system_pct <= self._args.others:
                 return outcome
             _say(f"  {mode.label}: steal {outcome.steal_pct:.1f} %, others {outcome.system_pct:.1f} %: again")
         return None
+
+    def _await_quiet(self) -> None:
+        """Wait until others leave the machine alone, but not for ever: then the segment itself tells."""
+        deadline = time.monotonic() + self._args.patience
+        while time.monotonic() < deadline and segment.busy_pct(_PROBE_SEC) > self._args.others:
+            continue
 
 
 def _say(text: str) -> None:
