@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -75,6 +76,8 @@ class Bench:
         self._groups = groups
         self._nr_cpus = len(os.sched_getaffinity(0))
         self._modes = [parse(label, self._nr_cpus) for label in args.modes.split()]
+        self.stopped = False
+        """By a signal: what was measured is still reported."""
         self.labels = [mode.label for mode in self._modes]
 
     def rounds(self, kind: str, pct: float) -> list[Round]:
@@ -86,7 +89,11 @@ class Bench:
                 order.reverse()
             else:
                 chance.shuffle(order)
-            one = self._round(order, kind, pct, number)
+            try:
+                one = self._round(order, kind, pct, number)
+            except KeyboardInterrupt:
+                self.stopped = True
+                return good
             if one is not None:
                 good.append(one)
         return good
@@ -156,19 +163,18 @@ def main() -> int:
 def _measure(args: argparse.Namespace, bench: Bench, hierarchy: str) -> int:
     machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}, {hierarchy}"
     results, texts = [], []
-    for kind in args.shapes.split(","):
-        for pct in map(float, args.loads.split(",")):
-            rounds = bench.rounds(kind, pct)
-            if not rounds:
-                print(f"LS {pct:g} % {kind}: no undisturbed round")
-                continue
-            reference = args.reference if args.reference in bench.labels else None
-            table = report.rows(rounds, bench.labels, reference)
-            title = f"LS {pct:g} % {kind}, {len(rounds)} rounds of {args.seconds:g} s, {machine}"
-            print(f"\n{title}\n{report.plain(table)}", flush=True)
-            texts.append(f"### {title}\n\n{report.markdown(table)}\n")
-            outcomes = [{label: dataclasses.asdict(o) for label, o in one.items()} for one in rounds]
-            results.append({"shape": kind, "load_pct": pct, "machine": machine, "rounds": outcomes})
+    for kind, pct in itertools.product(args.shapes.split(","), map(float, args.loads.split(","))):
+        rounds = bench.rounds(kind, pct) if not bench.stopped else []
+        if not rounds:
+            print(f"LS {pct:g} % {kind}: no undisturbed round")
+            continue
+        reference = args.reference if args.reference in bench.labels else None
+        table = report.rows(rounds, bench.labels, reference)
+        title = f"LS {pct:g} % {kind}, {len(rounds)} rounds of {args.seconds:g} s, {machine}"
+        print(f"\n{title}\n{report.plain(table)}", flush=True)
+        texts.append(f"### {title}\n\n{report.markdown(table)}\n")
+        outcomes = [{label: dataclasses.asdict(o) for label, o in one.items()} for one in rounds]
+        results.append({"shape": kind, "load_pct": pct, "machine": machine, "rounds": outcomes})
     _save(args, results, texts)
     return 0 if results else 1
 
