@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: bench-cpu help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-ebpf clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,8 +56,18 @@ bench-cpu: $(VENV)/stamp ## LS latency and BE work: static modes, peers' laws, q
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py
 
+lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB="run -- uname -a" for one command)
+	packaging/bootstrap lab
+	$(RUN) -m qosd.lab $(or $(LAB),shell)
+
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 	$(RUN) bench/ebpf.py
 
+bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netlink requests (root)
+	PYTHONPATH=.:tests $(RUN) bench/net.py
+
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
+	$(RUN) -m bench.tick

@@ -143,6 +143,8 @@ def stage_files(root: Path, source: Path) -> None:
     )
     debian = source / "packaging/debian"
     put(root / DOC / "copyright", (debian / "copyright").read_bytes())
+    for page in sorted((source / "docs").glob("*.md")):
+        put(root / DOC / page.name, page.read_bytes())  # the configuration's comments name them
     put(root / DOC / "changelog.gz", compressed((debian / "changelog").read_text()))
 
 

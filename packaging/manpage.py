@@ -1,8 +1,8 @@
 """The manual page qosd.toml(5): its frame, and the keys from the comments of etc/qosd.toml, in step.
 
-Read there: a comment block above a table header or a key describes it, and so does a comment behind a value.
-A key that is commented out (`# key = value`) is one without a default. A block with a blank line after it is
-about the file.
+Read there: a comment block above a table header or above keys describes them, and so does a comment behind a
+value. A key that is commented out (`# key = value`) has no default: its comment says so. A block with a blank
+line after it is about the file.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ class Entry:
 
     kind: str
     text: str
-    optional: bool = False
     prose: list[str] = field(default_factory=list)
+    shares: bool = False
+    """Directly below a key that a comment block describes, with nothing said of it alone: it is meant too."""
 
 
 def entries(toml: str) -> list[Entry]:
     """Tables and keys in the order of the file. Raises ValueError at a line that is none of these."""
     found: list[Entry] = []
     prose: list[str] = []
+    described = False
     for number, line in enumerate(toml.splitlines(), 1):
         entry = _entry(line.strip())
         if entry is not None:
+            entry.shares = described and not prose and not entry.prose and entry.kind == "key"
+            described = bool(prose) or entry.shares
             entry.prose[:0] = prose
             found.append(entry)
             prose = []
         elif line.startswith("#"):
             prose.append(line.removeprefix("#").strip())
         elif not line.strip():
-            prose = []
+            prose, described = [], False
         elif found and line.startswith((" ", "\t")) and line.strip().startswith("#"):
             found[-1].prose.append(line.strip().removeprefix("#").strip())
         else:
@@ -52,9 +56,9 @@ def entries(toml: str) -> list[Entry]:
 
 def _entry(line: str) -> Entry | None:
     if table := _TABLE.fullmatch(line):
-        return Entry("table", table[1], optional=line.startswith("#"), prose=[table[2]] if table[2] else [])
+        return Entry("table", table[1], prose=[table[2]] if table[2] else [])
     if key := _KEY.fullmatch(line):
-        return Entry("key", key[2], optional=key[1] is not None, prose=[key[3]] if key[3] else [])
+        return Entry("key", key[2], prose=[key[3]] if key[3] else [])
     return None
 
 
@@ -69,13 +73,17 @@ def render(frame: str, toml: str) -> str:
     if frame.count(MARK) != 1:
         raise ValueError(f"the frame must have the line {MARK.strip()} once")
     out: list[str] = [".Bl -tag -width Ds"]
+    body: list[str] = []
     for entry in entries(toml):
+        if not entry.shares:
+            out += body
+            body = _sentences(entry.prose)
         if entry.kind == "table":
-            out += [".El", f".Ss {escape(entry.text)}", *_sentences(entry.prose), ".Bl -tag -width Ds"]
+            out += [".El", f".Ss {escape(entry.text)}", *body, ".Bl -tag -width Ds"]
+            body = []
         else:
-            out += [f'.It Li "{escape(entry.text).replace(chr(34), chr(92) + "(dq")}"']
-            out += ["(no default)"] if entry.optional else []
-            out += _sentences(entry.prose)
+            out.append(f'.It Li "{escape(entry.text).replace(chr(34), chr(92) + "(dq")}"')
+    out += body
     out.append(".El")
     return frame.replace(MARK, _without_empty_lists("\n".join(out) + "\n"))
 

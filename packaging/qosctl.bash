@@ -1,39 +1,54 @@
 # bash completion for qosctl. Static: asking the program at each TAB would start Python each time.
 _qosctl() {
-    local current=${COMP_WORDS[COMP_CWORD]} command= i
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= i
+    local -A options=(
+        [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
+        [explain]='--file --json' [pause]='--json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [run]='--user' [status]='--watch --json'
+    )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
+            --socket) ((i++)) ;;
             -*) ;;
             *) command=${COMP_WORDS[i]}; break ;;
         esac
     done
+    case $previous in
+        --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
+        --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus' -- "$current"); return ;;
+        --since) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
+        --path) _qosctl_cgroups; return ;;
+    esac
     case $command in
         '')
-            mapfile -t COMPREPLY < <(compgen -W 'check doctor explain pause reload restore resume run status --help --version' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W "${!options[*]} --socket --version --help" -- "$current")
             return ;;
         run)
-            # qosctl run TIER -- COMMAND...: from the command on it is that command's own completion.
-            if ((COMP_CWORD == i + 1)); then
-                mapfile -t COMPREPLY < <(compgen -W 'ls be --help' -- "$current")
-            elif ((COMP_CWORD == i + 2)); then
-                COMPREPLY=(--)
-            elif declare -F _command_offset >/dev/null; then
-                _command_offset $((i + 3))
-            fi
+            # From the command on it is that command's own completion.
+            for ((i++; i < COMP_CWORD; i++)); do
+                if [[ ${COMP_WORDS[i]} == -- ]]; then
+                    ! declare -F _command_offset >/dev/null || _command_offset $((i + 1))
+                    return
+                fi
+            done
+            mapfile -t COMPREPLY < <(compgen -W 'ls be -- --user --help' -- "$current")
             return ;;
     esac
     if [[ $current == -* ]]; then
-        mapfile -t COMPREPLY < <(compgen -W '--json --help' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W "${options[$command]} --help" -- "$current")
         return
     fi
     case $command in
         check) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
-        explain)
-            # Cgroups as qosd names them: relative to the cgroup2 mount.
-            compopt -o nospace
-            mapfile -t COMPREPLY < <(cd /sys/fs/cgroup 2>/dev/null && compgen -d -S / -- "$current") ;;
-        pause) mapfile -t COMPREPLY < <(compgen -W '10min 1h' -- "$current") ;;
+        explain) _qosctl_cgroups ;;
+        pause) mapfile -t COMPREPLY < <(compgen -W '10m 1h' -- "$current") ;;
     esac
+}
+# Cgroups as qosd names them: relative to the cgroup2 mount.
+_qosctl_cgroups() {
+    compopt -o nospace
+    mapfile -t COMPREPLY < <(cd /sys/fs/cgroup 2>/dev/null && compgen -d -S / -- "$current")
 }
 complete -F _qosctl qosctl

@@ -155,6 +155,10 @@ class Actuator:
         if write.key.file != "cpu.idle":
             return None
         weight = self._read(dir_fd, "cpu.weight")
+        ours = self._journal.entries.get(Key(write.key.cgroup_id, "cpu.weight"))
+        if ours is not None and weight in ours.ours:
+            # A weight of ours that could not be restored in time cannot be any more once the group is idle.
+            return ours.original
         held = self._journal.entries.get(write.key)
         known = held.weight if held is not None else None
         if write.old == "1":

@@ -57,7 +57,7 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
         )
     except KeyError:
         raise Malformed("cpu.stat", raw.decode("latin-1")) from None
-    if parsed.usage_usec < 0:
+    if b"-" in raw:
         raise Malformed("cpu.stat", raw.decode("latin-1"))
     return parsed
 

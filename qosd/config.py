@@ -33,7 +33,8 @@ class ByteSize(int):
 
 _DURATION_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_LARGEST = (1 << 63) - 1
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Weight = Annotated[int, Meta(ge=1, le=10_000)]
@@ -151,7 +152,8 @@ def decode(text: str) -> Config:
     """Parse and validate a whole configuration; raises `ConfigError` naming the key by its path."""
     try:
         document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: int() refuses 5000 digits, tomli itself deep nesting.
         raise ConfigError(f"not TOML: {error}") from None
     _refuse_unknown_keys(document, Config, "")
     try:
@@ -167,7 +169,10 @@ def parse_quantity(text: str, units: dict[str, int]) -> int:
     match = _QUANTITY.fullmatch(text)
     if match is None or match[2] not in units:
         raise ValueError(f"expected a number with one of the units {', '.join(units)}, got {text!r}")
-    return round(float(match[1]) * units[match[2]])
+    amount = float(match[1]) * units[match[2]]
+    if amount > _LARGEST:
+        raise ValueError(f"{text[:20]!r} is more than anything here can be")
+    return round(amount)
 
 
 def parse_duration(text: str) -> Duration:

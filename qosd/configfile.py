@@ -15,10 +15,11 @@ def read_config(path: str) -> Config:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise ConfigError(f"{path}: not a regular file")
     with open(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigError(f"{path}: not a regular file")
         if info.st_uid not in (0, os.geteuid()):
             raise ConfigError(
                 f"{path}: owned by uid {info.st_uid}; whoever owns it commands qosd: chown root {path}"

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from qosd import journal as journal_module
-from qosd.config import parse_duration
+from qosd.config import Duration, parse_duration
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine, own_pid_cgroup
@@ -200,6 +200,8 @@ class Daemon:
             config = read_config(self._paths.config)
         except ConfigError as error:
             self._config_error = str(error)
+            if self.status is not None:  # whoever asked looks at the status next, not a tick later
+                self.status = msgspec.structs.replace(self.status, config_error=self._config_error)
             self._engine.counters.reloads["refused"] += 1
             log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400 - no traceback
             raise
@@ -208,22 +210,24 @@ class Daemon:
         self._config_error = None
         self._engine.counters.reloads["ok"] += 1
         self._engine.reconfigure(config)
-        changes = changed_keys(msgspec.to_builtins(before), msgspec.to_builtins(config))
+        changes = changed_keys(*(msgspec.to_builtins(each, enc_hook=_plain) for each in (before, config)))
         log.info("reloaded %s: %s", self._paths.config, "; ".join(changes) or "nothing changed")
         return changes
 
     def _handle(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
-        command = request.get("command")
-        if command == "status":
-            return {"ok": msgspec.to_builtins(self.status)}
-        if command == "decisions":
-            return {"ok": msgspec.to_builtins(tuple(self._engine.records))}
+        command = str(request.get("command"))
+        engine = self._engine
+        views = {"status": self.status, "decisions": tuple(engine.records), "config": engine.config}
+        if command in views:
+            return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
         if command not in ("reload", "pause", "resume"):
             return {"error": f"unknown command {command!r}"}
         if uid != 0:
-            return {"error": f"{command} changes the host and needs root"}
+            return {"error": f"{command} changes the host and needs root", "kind": "not-permitted"}
         try:
             return {"ok": self._change(command, request)}
+        except ConfigError as error:
+            return {"error": str(error), "kind": "config"}
         except (QosdError, ValueError) as error:
             return {"error": str(error)}
 
@@ -242,6 +246,11 @@ class Daemon:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _plain(quantity: object) -> object:
+    """A configured quantity as the file could say it; msgspec encodes no subclass of int by itself."""
+    return f"{quantity}us" if isinstance(quantity, Duration) else int(str(quantity))
 
 
 def changed_keys(before: Any, after: Any, key: str = "") -> list[str]:  # noqa: ANN401 - plain data

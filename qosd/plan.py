@@ -128,7 +128,7 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
             )
         if before.ours is not None and after.ours is None:
             forgets.append(key)
-    unwanted = {key: ledger[key] for key in ledger.keys() - states.keys()}
+    unwanted = {key: state for key, state in ledger.items() if key not in states}
     restores = _release(unwanted, now, following, forgets)
     plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
     return following, plan

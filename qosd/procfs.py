@@ -9,7 +9,13 @@ from qosd.errors import Malformed
 
 _POINT, _OPTIONS, _SUPER_OPTIONS = 4, 5, 2
 _KIB = 1024
+_U64_DIGITS = 20
 _FIELDS = 8  # user nice system idle iowait irq softirq steal; guest time is already inside user
+
+
+def _is_count(field: bytes) -> bool:
+    """int() would take "-1" and "1_0", and refuses 5000 digits with an error of its own."""
+    return field.isdigit() and len(field) <= _U64_DIGITS
 
 
 class HostCpu(NamedTuple):
@@ -24,7 +30,7 @@ def parse_stat(raw: bytes, ticks_per_second: int) -> HostCpu:
     """The cpu lines of /proc/stat. iowait is idle time; steal was never this host's to use."""
     lines = raw.split(b"\n")
     fields = lines[0].split()
-    if len(fields) <= _FIELDS or fields[0] != b"cpu" or not all(field.isdigit() for field in fields[1:]):
+    if len(fields) <= _FIELDS or fields[0] != b"cpu" or not all(map(_is_count, fields[1:])):
         raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1 : _FIELDS + 1])
     nr_cpus = 0
@@ -53,7 +59,7 @@ def parse_meminfo(raw: bytes) -> Meminfo:
         key, _, rest = line.partition(b":")
         if key in (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree"):
             number = rest.split()[:1]
-            if not number or not number[0].isdigit():
+            if not number or not _is_count(number[0]):
                 raise Malformed("/proc/meminfo", line.decode("latin-1"))
             values[key] = int(number[0]) * _KIB
     return Meminfo(
@@ -82,7 +88,7 @@ class Mount(NamedTuple):
 def parse_mounts(mountinfo: bytes) -> list[Mount]:
     """/proc/self/mountinfo, octal escapes of the mount points undone."""
     mounts = []
-    for line in mountinfo.decode("utf-8", "surrogateescape").splitlines():
+    for line in mountinfo.decode("utf-8", "surrogateescape").split("\n"):
         before, _, after = line.partition(" - ")
         fields, tail = before.split(" "), after.split(" ")
         if len(fields) > _OPTIONS and len(tail) > _SUPER_OPTIONS:

@@ -28,6 +28,7 @@ def _stall(fields: list[bytes]) -> Stall:
     avg10, avg60, avg300, total = (
         field[len(key) :] if field.startswith(key) else b"" for field, key in zip(fields, _KEYS, strict=True)
     )
-    if not total.isdigit():
+    # float() would take "nan", "inf" and "-1".
+    if not (total.isdigit() and all(avg.replace(b".", b"", 1).isdigit() for avg in (avg10, avg60, avg300))):
         raise ValueError
     return Stall(float(avg10), float(avg60), float(avg300), int(total))

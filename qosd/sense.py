@@ -13,6 +13,7 @@ from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Workl
 from qosd.sys import Sys, open_same_cgroup
 from qosd.watch import (
     CgroupFiles,
+    KeptFile,
     close_cgroup,
     keep,
     keep_cgroup,
@@ -29,18 +30,27 @@ _SYSTEMD = "/run/systemd"
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat")
+    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat", "watched")
 
     def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
         self.match = match
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
-        self.settings = {
-            file: kept for file in watched if (kept := keep(sys, dir_fd, file, text)) is not None
-        }
+        self.watched = watched
+        self.settings: dict[str, KeptFile[str]] = {}
         self.last: CgroupSample | None = None
         self.below: int | None = None
+        self.look_again(sys)
+
+    def look_again(self, sys: Sys) -> None:
+        """Open what was not there last time: enabling a controller adds its files to a living cgroup."""
+        if None in self.files:
+            close_cgroup(sys, self.files)
+            self.files = keep_cgroup(sys, self.dir_fd)
+        for file in self.watched:
+            if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
+                self.settings[file] = kept
 
     def fds(self) -> int:
         return 2 + FILES + len(self.settings)
@@ -179,8 +189,8 @@ class Sensor:
     def _take(self, match: discover.Match) -> None:
         try:
             fd = open_same_cgroup(self._sys, self._root_fd, match.path, match.id)
-        except CgroupGone:
-            return
+        except (CgroupGone, OSError):
+            return  # gone, or out of fds: the next tick tries again
         self._roots[match.id] = Root(self._sys, fd, match, self._watched[match.rule.tier])
         self._rescan_due = True
 
@@ -210,6 +220,7 @@ class Sensor:
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())
         for root in self._roots.values():
+            root.look_again(self._sys)
             self._descendants.rescan(root.dir_fd, root.match.path, budget)
 
     def _systemd_stamp(self) -> int | None:

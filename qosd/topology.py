@@ -7,6 +7,7 @@ from itertools import pairwise
 from qosd.errors import Malformed
 
 _MAX_CPU = 8192  # CONFIG_NR_CPUS of the largest distribution kernels
+_MAX_CPU_DIGITS = 4
 
 
 def parse_cpulist(text: str, file: str = "cpulist") -> tuple[int, ...]:
@@ -16,6 +17,8 @@ def parse_cpulist(text: str, file: str = "cpulist") -> tuple[int, ...]:
         if not part:
             continue
         first, _, last = part.partition("-")
+        if max(len(first), len(last)) > _MAX_CPU_DIGITS:
+            raise Malformed(file, text)
         if not (first.isdecimal() and (not last or last.isdecimal())) or part.endswith("-"):
             raise Malformed(file, text)
         low, high = int(first), int(last or first)

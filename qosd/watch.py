@@ -46,13 +46,14 @@ def text(raw: bytes) -> str:
 def keep(
     sys: Sys, dir_fd: int, file: str, parse: Callable[[bytes], T], size: int = _PAGE
 ) -> KeptFile[T] | None:
-    """Open an interface file for keeping; None where the cgroup or the kernel has none."""
+    """Open an interface file for keeping; None where the cgroup or the kernel has none that can be opened.
+
+    Out of fds, or not allowed, is unknown as well and must not end the tick: the caller looks again later.
+    """
     try:
         return KeptFile(sys, open_interface(sys, dir_fd, file), parse, size)
-    except OSError as error:
-        if error.errno in _GONE or error.errno in (errno.EISDIR, errno.ENXIO, errno.ELOOP):
-            return None
-        raise
+    except OSError:
+        return None
 
 
 def read_kept(kept: KeptFile[T] | None, label: str, unknown: dict[str, str]) -> T | None:

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qosd.act import Actuator, Backoff, Report
-from qosd.config import Ownership
+from qosd.config import Config, Ownership
+from qosd.engine import Engine
 from qosd.errors import Malformed
 from qosd.files import Key
 from qosd.journal import Journal, restore_from
 from qosd.model import CgroupId, Setting, Tier
 from qosd.plan import Desired, Ledger, Now, Plan, Reason, diff
+from qosd.sense import HostFiles
+from qosd.status import Status
 from qosd.sys import DIRECTORY, Sys
 from qosd.topology import format_cpulist, parse_cpulist
 
@@ -99,15 +102,22 @@ class FakeSys(Sys):
 
         self.hooks.append(hook)
 
-    def crash_at(self, nth: int) -> None:
-        """Stop the program for good before its nth call from now."""
+    def crash_at(self, nth: int, torn: int = 0) -> None:
+        """Stop the program for good before its nth call from now.
+
+        When that call appends to the journal, `torn` bytes of the record still reach the file.
+        """
         left = nth
 
         def hook(call: Call) -> None:
             nonlocal left
             left -= 1
-            if left <= 0 and call.name != "close":
-                raise Crash(f"before {call}")
+            if left > 0:
+                return
+            if left == 0 and call.name == "write" and not _is_interface(call.path):
+                with open(call.path, "ab") as file:
+                    file.write(call.data[:torn])
+            raise Crash(f"before {call}")
 
         self.hooks.append(hook)
 
@@ -314,3 +324,98 @@ class Loop:
         self.ledger, report = self.actuator.apply(plan, self.ledger, self.sys.monotonic_usec, BACKOFF)
         self.sys.advance(1)
         return plan, report
+
+
+PRESSURE = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+GROUP_FILES = {
+    **CPU_FILES,
+    "cpu.stat": "usage_usec 0\nuser_usec 0\nsystem_usec 0\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n",
+    "memory.current": "4096\n",
+    "cpu.pressure": PRESSURE,
+    "memory.pressure": PRESSURE,
+    "io.pressure": PRESSURE,
+    "cgroup.stat": "nr_descendants 0\nnr_dying_descendants 0\n",
+}
+MEMINFO = (
+    "MemTotal: 8388608 kB\nMemFree: 1024 kB\nMemAvailable: 4194304 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"
+)
+
+
+class Box:
+    """A host of four CPUs in a directory, with the engine that tends it."""
+
+    def __init__(self, directory: Path, config: Config | None = None) -> None:
+        self.root = make_tree(
+            directory / "cgroup",
+            {
+                "ls.slice": GROUP_FILES,
+                "be.slice": {**GROUP_FILES, "job.service": GROUP_FILES},
+                "init.scope": GROUP_FILES,
+            },
+        )
+        self.proc = make_tree(
+            directory / "proc",
+            {
+                "stat": "",
+                "meminfo": MEMINFO,
+                "pressure": {"cpu": PRESSURE, "memory": PRESSURE, "io": PRESSURE},
+            },
+        )
+        self.sysfs = make_tree(
+            directory / "sys", {"devices": {"system": {"cpu": {"online": f"0-{NR_CPUS - 1}\n"}}}}
+        )
+        self.run = directory / "run"
+        self.run.mkdir()
+        self.sys = FakeSys()
+        self.used: dict[str, float] = {}
+        self.pass_time(0.0)
+        root_fd = self.sys.open(str(self.root), DIRECTORY)
+        host = HostFiles(self.sys, str(self.proc), str(self.sysfs))
+        journal = Journal(self.sys, str(self.run), BOOT)
+        self.engine = Engine(
+            self.sys, root_fd, config or Config(), journal, "system.slice/qosd.service", host
+        )
+
+    def pass_time(self, seconds: float, **cores: float) -> None:
+        """The clock moves; `ls`, `be` and `system` use that many CPUs meanwhile."""
+        self.sys.advance(seconds)
+        for who, share in cores.items():
+            self.used[who] = self.used.get(who, 0.0) + share * seconds
+        ticks = round(sum(self.used.values()) * os.sysconf("SC_CLK_TCK"))
+        cpus = "".join(f"cpu{cpu} 0 0 0 0 0 0 0 0 0 0\n" for cpu in range(NR_CPUS))
+        rewrite(self.proc / "stat", f"cpu  {ticks} 0 0 0 0 0 0 0 0 0\n{cpus}intr 0\n")
+        for who in ("ls", "be"):
+            usec = round(self.used.get(who, 0.0) * 1e6)
+            stat = self.root / f"{who}.slice/cpu.stat"
+            if stat.is_file():
+                rewrite(stat, f"usage_usec {usec}\nuser_usec {usec}\nsystem_usec 0\n")
+
+    def tick(self, seconds: float = 1.0, **cores: float) -> Status:
+        self.pass_time(seconds, **cores)
+        return self.engine.tick()
+
+    def settle(self, ticks: int = 6, **cores: float) -> Status:
+        status = None
+        for _ in range(ticks):
+            status = self.tick(**cores)
+        assert status is not None
+        return status
+
+    def contents(self) -> dict[str, bytes]:
+        """What a restore must bring back: every file qosd may write."""
+        return {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in sorted(self.root.rglob("*"))
+            if path.name in CPU_FILES and path.is_file()
+        }
+
+    def close(self) -> None:
+        self.sys.heal()
+        for fd in tuple(self.sys.fds):
+            os.close(fd)
+        self.sys.fds.clear()
+
+
+def rewrite(file: Path, text: str) -> None:
+    """New content in the same inode, as a kept fd sees it."""
+    file.write_text(text, encoding="latin-1")

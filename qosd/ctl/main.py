@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import click
-import msgspec
 
 from qosd import __version__
-from qosd.ctl import client, exits
+from qosd.ctl import client, exits, run, steer
+from qosd.ctl.options import Options, as_json, print_json, use, whole_duration
 
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-class Options(NamedTuple):
-    socket: str
+_DEFAULT_CONFIG = "/etc/qosd/qosd.toml"
 
 
-as_json = click.option("--json", "json", is_flag=True, help="Print one JSON document for programs.")
-
-
-def print_json(document: bytes) -> None:
-    click.echo(msgspec.json.format(document, indent=2))
-
-
-@click.group(context_settings=_CONTEXT, epilog=exits.TEXT)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=exits.TEXT
+)
 @click.version_option(__version__, message="qosctl %(version)s")
 @click.option(
     "--socket",
@@ -43,7 +32,7 @@ def cli(context: click.Context, socket: str) -> None:
 @cli.command()
 @as_json
 @click.option("--watch", is_flag=True, help="Show it anew each second until interrupted.")
-@click.pass_obj
+@use
 def status(options: Options, json: bool, watch: bool) -> None:  # noqa: FBT001 - click passes flags by name
     """Mode, host, tiers, workloads, and every setting in force with what it was and why."""
     if json:
@@ -52,6 +41,71 @@ def status(options: Options, json: bool, watch: bool) -> None:  # noqa: FBT001 -
     from qosd.ctl import status as screen  # noqa: PLC0415 - rich
 
     screen.show(options.socket, watch=watch)
+
+
+@cli.command()
+@click.argument("cgroup")
+@click.option("--file", help="Only this interface file, as cpu.max.")
+@as_json
+@use
+def explain(options: Options, cgroup: str, file: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """Why each setting of CGROUP (a path, a unit, a workload) is what it is, or why qosd leaves it alone."""
+    from qosd.ctl import explain as screen  # noqa: PLC0415 - rich
+
+    screen.show(options.socket, cgroup, file, json=json)
+
+
+@cli.command()
+@click.option("--since", metavar="DURATION", help="Only the last 90s, 10m, 1h, ...")
+@click.option("--path", metavar="CGROUP", help="Only this cgroup and those below it.")
+@as_json
+@use
+def decisions(options: Options, since: str | None, path: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """What qosd wrote and restored of late, and why; it remembers the last 512."""
+    from qosd.ctl import cgroups  # noqa: PLC0415 - rich
+    from qosd.ctl import decisions as screen  # noqa: PLC0415 - same
+
+    since_usec = None if since is None else whole_duration(since)
+    wanted = None if path is None else cgroups.relative(path, None)
+    screen.show(options.socket, since_usec, wanted, json=json)
+
+
+@cli.command()
+@click.argument("file", default=_DEFAULT_CONFIG)
+@as_json
+def check(file: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """Whether the daemon would take FILE as its configuration (/etc/qosd/qosd.toml); needs no daemon."""
+    from qosd.configfile import read_config  # noqa: PLC0415 - the TOML parser
+    from qosd.errors import ConfigError  # noqa: PLC0415 - same
+
+    error = None
+    try:
+        read_config(file)
+    except ConfigError as refused:
+        error = str(refused)
+    if json:
+        import msgspec  # noqa: PLC0415 - same
+
+        print_json(msgspec.json.encode({"file": file, "ok": error is None, "error": error}))
+    elif error is None:
+        click.echo(f"{file}: ok")
+    if error is not None:
+        raise exits.Failure(error, exits.REFUSED_CONFIG)
+
+
+@cli.command()
+@click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to judge by.")
+@as_json
+@use
+def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """What this host lacks and the exact remedy; needs no daemon. 1 if qosd cannot work here at all."""
+    from qosd.ctl import doctor as screen  # noqa: PLC0415 - rich and psutil
+
+    screen.show(options.socket, config, json=json)
+
+
+for _command in (steer.reload, steer.pause, steer.resume, steer.restore, run.run):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qosd.model import Pressure
 
 _PIPED_COLUMNS = 120
+_PATH_MIN = 18
 _GIB, _MIB = 1 << 30, 1 << 20
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -44,6 +45,12 @@ def facts() -> Table:
     built.add_column(style="bold", no_wrap=True)
     built.add_column(overflow="fold")
     return built
+
+
+def tail(path: str, width: int) -> str:
+    """The end of a long path: the part in which cgroups of one tier differ."""
+    width = max(width, _PATH_MIN)
+    return path if len(path) <= width else f"...{path[3 - width :]}"
 
 
 def size(count: int | None) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -17,14 +16,17 @@ from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
 _STUCK_INTERVALS = 5
 _WATCH_SECONDS = 1.0
-_MODES = {
+_ROWS = 20
+_WORKLOAD_COLUMNS = 62  # what stands left of the cgroup
+_AS_WANTED = ("in-force", "already", "writing")
+MODES = {
     "enforce": ("enforcing", "bold green"),
     "observe": ("observing: it writes nothing and shows what it would do", "bold cyan"),
     "paused": ("paused: everything is given back", "bold yellow"),
     "starting": ("starting: it looks at the originals before its first write", "bold cyan"),
     "failed": ("FAILED: everything is given back; see journalctl -u qosd", "bold red"),
 }
-_STATES = {
+STATES = {
     "yielded": "left alone: somebody else set it",
     "contested": "left alone for a while: somebody keeps undoing it",
     "backoff": "failed; tried again later",
@@ -41,7 +43,13 @@ _STATES = {
 def render(status: Status, now: float, width: int) -> Group:
     """The whole screen; `now` is the wall clock."""
     parts: list[RenderableType] = [_headline(status, now), *_warnings(status, now), Text()]
-    parts += [_facts(status, now, width), Text(), _workloads(status), Text(), *_settings(status)]
+    parts += [
+        _facts(status, now, width),
+        Text(),
+        _workloads(status, width),
+        Text(),
+        *_settings(status, width),
+    ]
     if status.refused:
         parts += [Text(), _refused(status)]
     return Group(*parts)
@@ -54,13 +62,13 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
     be = status.tiers.get("be")
     if be is not None and be.reason is not None:
         sentence, colon, formula = be.reason.text.partition(": ")
-        grid.add_row("BE", Text.assemble((sentence, "bold blue"), f"{colon}{formula}"))
+        grid.add_row("Allowed", Text.assemble((sentence, "bold blue"), f"{colon}{formula}"))
     grid.add_row("Sensors", _sensors(status, now))
     return grid
 
 
 def _headline(status: Status, now: float) -> Text:
-    words, style = _MODES.get(status.mode, (status.mode, "bold"))
+    words, style = MODES.get(status.mode, (status.mode, "bold"))
     text = Text.assemble(("qosd ", "bold"), f"{status.version} is ", (words, style))
     if status.mode == "paused":
         until = status.paused_until
@@ -89,8 +97,8 @@ def _host(status: Status) -> str:
         used = host.mem_total_bytes - host.mem_available_bytes
     return (
         f"{host.nr_cpus} CPUs; {screen.size(used)} of {screen.size(host.mem_total_bytes)} memory used;"
-        f" in the last 10 s tasks waited for cpu {screen.stalled(host.cpu_pressure)},"
-        f" memory {screen.stalled(host.memory_pressure)}, io {screen.stalled(host.io_pressure)}"
+        f" tasks waited {screen.stalled(host.cpu_pressure)} of the last 10 s for cpu,"
+        f" {screen.stalled(host.memory_pressure)} for memory, {screen.stalled(host.io_pressure)} for io"
     )
 
 
@@ -113,14 +121,15 @@ def _cpu_bar(status: Status, width: int) -> Text:
     return text.append("." * left + "]  " + words)
 
 
-def _workloads(status: Status) -> RenderableType:
+def _workloads(status: Status, width: int) -> RenderableType:
     if not status.workloads:
         return Text(
             "No cgroup matches a workload rule now: is there a ls.slice or be.slice? qosctl doctor", "yellow"
         )
     numbers = ("CPUs", "MEMORY", "CPU WAIT", "MEM WAIT", "IO WAIT")
     table = screen.table("WORKLOAD", "TIER", *numbers, "CGROUP", right=numbers)
-    for workload in sorted(status.workloads, key=_importance):
+    ranked = sorted(status.workloads, key=_importance)
+    for workload in ranked[:_ROWS]:
         table.add_row(
             workload.name,
             workload.tier.value.upper(),
@@ -129,33 +138,45 @@ def _workloads(status: Status) -> RenderableType:
             screen.stalled(workload.cpu_pressure),
             screen.stalled(workload.memory_pressure),
             screen.stalled(workload.io_pressure),
-            workload.path,
+            screen.tail(workload.path, width - _WORKLOAD_COLUMNS),
         )
-    return table
+    return Group(table, *_and_more(ranked, "workloads"))
+
+
+def _and_more(rows: Sequence[object], what: str) -> Iterator[Text]:
+    if len(rows) > _ROWS:
+        yield Text(f"and {len(rows) - _ROWS} more {what}: qosctl status --json has them all")
 
 
 def _importance(workload: WorkloadStatus) -> tuple[bool, int, float]:
     return workload.tier.value != "ls", workload.priority, -(workload.cpu_cores or 0.0)
 
 
-def _settings(status: Status) -> Iterator[RenderableType]:
+def _settings(status: Status, width: int) -> Iterator[RenderableType]:
     if not status.settings:
         yield Text("Settings: none; nothing on this host is changed")
         return
     in_force = sum(setting.original is not None for setting in status.settings)
-    yield Text(
-        f"{in_force} settings of qosd in force; what they were before comes back when qosd stops", "bold"
-    )
+    plural = "setting" if in_force == 1 else "settings"
+    yield Text(f"{in_force} {plural} of qosd in force; what was before comes back when qosd stops", "bold")
     table = screen.table("CGROUP", "FILE", "NOW", "BEFORE", "WHY")
-    for setting in sorted(status.settings, key=lambda setting: (setting.path, setting.file)):
+    ranked = sorted(status.settings, key=lambda each: (each.state in _AS_WANTED, each.path, each.file))
+    for setting in ranked[:_ROWS]:
         table.add_row(
-            setting.path,
+            screen.tail(setting.path, width // 3),
             setting.file,
             setting.value if setting.value is not None else "-",
-            setting.original if setting.original is not None else "same",
+            _before(setting),
             Text(_why(setting, status.mode)),
         )
     yield table
+    yield from _and_more(ranked, "settings")
+
+
+def _before(setting: SettingStatus) -> str:
+    if setting.original is not None:
+        return setting.original or "(empty)"
+    return "same" if setting.state == "already" else "-"
 
 
 def _why(setting: SettingStatus, mode: str) -> str:
@@ -165,7 +186,7 @@ def _why(setting: SettingStatus, mode: str) -> str:
     if setting.state == "writing":
         would = "" if mode == "enforce" else "would be "
         return f"{would}{setting.wanted}: {short}"
-    trouble = _STATES.get(setting.state, setting.state)
+    trouble = STATES.get(setting.state, setting.state)
     return f"! wanted {setting.wanted}; {trouble}" + (f" ({setting.error})" if setting.error else "")
 
 
@@ -194,10 +215,12 @@ def _sensors(status: Status, now: float) -> Text:
         if sensor.ok:
             continue
         age = (
-            "never" if sensor.age_ms is None else f"{screen.duration(sensor.age_ms / 1000 + since_tick)} ago"
+            ""
+            if sensor.age_ms is None
+            else f", last {screen.duration(sensor.age_ms / 1000 + since_tick)} ago"
         )
         detail = f": {sensor.detail}" if sensor.detail else ""
-        text.append(f"\n! {sensor.name} said nothing ({age}){detail}", "yellow")
+        text.append(f"\n! {sensor.name} cannot be read{age}{detail}", "yellow")
     return text
 
 
@@ -216,5 +239,4 @@ def show(socket: str, *, watch: bool) -> None:
 
 
 def _current(socket: str, width: int) -> Group:
-    status = msgspec.json.decode(client.ask(socket, "status"), type=Status)
-    return render(status, time.time(), width)
+    return render(client.ask_for(socket, "status", Status), time.time(), width)

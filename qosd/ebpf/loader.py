@@ -15,7 +15,16 @@ from qosd.ebpf.errors import (
     ObjectMissingError,
     RefusedError,
 )
-from qosd.ebpf.libbpf import BTF_KIND_TYPEDEF, Library, OpenOptions, checked, each
+from qosd.ebpf.libbpf import (
+    BTF_KIND_TYPEDEF,
+    CGROUP_ITER_DESCENDANTS_PRE,
+    IteratorOptions,
+    IteratorTarget,
+    Library,
+    OpenOptions,
+    checked,
+    each,
+)
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
 
 VMLINUX_BTF = "/sys/kernel/btf/vmlinux"
@@ -136,6 +145,24 @@ class Object:
         """Attach to a cgroup beside whatever else is there (a bpf_link is BPF_F_ALLOW_MULTI)."""
         return self._hold(program, self._call.bpf_program__attach_cgroup(self._programs[program], cgroup_fd))
 
+    def attach_cgroup_iterator(self, program: str, cgroup_fd: int) -> int:
+        """A walk over the cgroup and all below, parents first; `run_iterator` does it."""
+        target = IteratorTarget(CGROUP_ITER_DESCENDANTS_PRE, cgroup_fd, 0)
+        size = ctypes.sizeof(IteratorOptions)
+        options = IteratorOptions(size, ctypes.addressof(target), ctypes.sizeof(target))
+        pointer = self._programs[program]
+        return self._hold(program, self._call.bpf_program__attach_iter(pointer, ctypes.byref(options)))
+
+    def run_iterator(self, link: int) -> None:
+        """One walk; what the program writes to its seq_file is dropped."""
+        made = self._call.bpf_iter_create(self._call.bpf_link__fd(link))
+        fd = checked(f"{self.name}: bpf_iter_create", made)
+        try:
+            while os.read(fd, 4096):
+                pass
+        finally:
+            os.close(fd)
+
     def _hold(self, program: str, link: int | None) -> int:
         if link is None and ctypes.get_errno() in (errno.EPERM, errno.EACCES):
             raise NotPermittedError(
@@ -143,6 +170,15 @@ class Object:
             )
         self._links.append(checked(f"{self.name}: attach {program}", link))
         return self._links[-1]
+
+    def attach_device(self, program: str, ifindex: int, attach_type: int) -> int:
+        """Attach to a network device; returns the link's fd, which the caller closes to detach.
+
+        By number, since libbpf itself knows TCX only from 1.3 on; the kernel has it since 6.6.
+        """
+        program_fd = self._call.bpf_program__fd(self._programs[program])
+        result: int = self._call.bpf_link_create(program_fd, ifindex, attach_type, None)
+        return int(checked(f"{self.name}: attach {program} to device {ifindex}", result))
 
     def detach(self, link: int) -> None:
         self._links.remove(link)

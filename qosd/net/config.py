@@ -54,6 +54,8 @@ class Net(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Ticks without a reading until the ceiling goes back to its static value."""
     dscp_be: str | None = None
     dscp_ls: str | None = None
+    forwarded_mark: Annotated[int, Meta(ge=1, lt=1 << 32)] | None = None
+    """One bit of skb->mark by which containers' BE packets are known from their veth to the uplink."""
 
 
 def parse_bitrate(text: str) -> Bitrate:
@@ -83,6 +85,8 @@ def check(net: Net) -> str | None:
             parse_dscp(text or "CS0")
         except ValueError as error:
             return f"net.{key}: {error}"
+    if net.forwarded_mark is not None and net.forwarded_mark.bit_count() != 1:
+        return "net.forwarded_mark: must be a single bit that nobody else on this host uses"
     if net.release_ticks <= net.hold_ticks:
         return "net.release_ticks: must be larger than net.hold_ticks"
     if net.be_floor_pct >= net.egress_target_pct:

@@ -15,8 +15,14 @@ LS_CLASS = HANDLE | 0x10
 """Default class: LS, the system, and whatever nobody classified."""
 BE_CLASS = HANDLE | 0x20
 """Leaf of every BE workload without a class of its own."""
-FIRST_WORKLOAD_CLASS = HANDLE | 0x21
+WORKLOAD_CLASS_STEP = 0x10
+"""Workloads with a class of their own have a001:30, a001:40, ...: devices that we do not shape look at the
+low four bits of skb->priority (pfifo_fast, mqprio), and 0 is their ordinary traffic."""
 MAX_WORKLOAD_CLASSES = 200
+
+
+def workload_class(index: int) -> int:
+    return BE_CLASS + WORKLOAD_CLASS_STEP * (1 + index)
 
 
 class LinkSample(NamedTuple):

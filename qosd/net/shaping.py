@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from qosd.net.config import Net, parse_dscp
-from qosd.net.device import BE_TIER, FIRST_WORKLOAD_CLASS, LS_CLASS
+from qosd.net.device import BE_TIER, LS_CLASS, workload_class
 from qosd.net.model import Leaf, NetSample, Shape, UplinkSample
 from qosd.plan import Input, Reason
 
@@ -90,7 +90,7 @@ def decide(
     limits: tuple[tuple[str, int], ...] = (),
 ) -> tuple[State, tuple[Shape, ...]]:
     """The shape wanted on every uplink; `limits` are (workload, egress_max in bit/s) of BE workloads."""
-    leaves = tuple(Leaf(name, FIRST_WORKLOAD_CLASS + i, rate) for i, (name, rate) in enumerate(limits))
+    leaves = tuple(Leaf(name, workload_class(i), rate) for i, (name, rate) in enumerate(limits))
     following: State = {}
     shapes = []
     for uplink in now.uplinks:

@@ -5,7 +5,7 @@
         ├ a001:10  LS, the system, everything unclassified: rate link - floor, ceil link, prio 0
         └ a001:2   the BE tier     rate floor, ceil = BE ceiling (what the governor moves)
            ├ a001:20  BE workloads, prio 7
-           └ a001:21… BE workloads with egress_max, prio 7, ceil = egress_max
+           └ a001:30… BE workloads with egress_max, prio 7, ceil = egress_max
 
 Both tiers need the common parent: HTB lets a class borrow beyond its `rate` from a parent only. A class with
 children takes no packets (htb_classify() sends what selects one to the default class), so BE packets select
@@ -254,7 +254,10 @@ class Tc:
         if self.route is None:
             from pyroute2 import IPRoute  # noqa: PLC0415 - 24 MB that only hosts with [net] pay for
 
-            self.route = IPRoute()
+            try:
+                self.route = IPRoute()
+            except OSError as error:
+                raise TcError(Fault.OTHER, "open netlink", error.errno or 0) from error
             self.sent_here = 0
         return self.route
 

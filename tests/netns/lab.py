@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from netns.traffic import Sink, finish, sender
 
 from qosd.net import rtnl
-from qosd.net.uplinks import Host
+from qosd.net.held import Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,7 @@ class Lab:
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         _checked(_libc.unshare(CLONE_NEWNET))
         self._undo: list[Callable[[], object]] = []
+        self._cgroups: list[Path] = []
         self.run("ip link set lo up")
         self.peer = subprocess.Popen(["unshare", "-n", "cat"], stdin=subprocess.PIPE, text=True)
         self._undo.append(lambda: finish(self.peer))
@@ -118,10 +119,16 @@ class Lab:
             self._undo.append(self._sink.close)
         return self._sink
 
-    def send(self, port: int, *arguments: str, cgroup: Path | None = None, to: str = "10.9.0.2") -> None:
+    def send(
+        self, port: int, *arguments: str, cgroup: Path | None = None, to: str = "10.9.0.2"
+    ) -> subprocess.Popen[str]:
         self.sink()
         process = sender(cgroup, "--to", to, "--port", str(port), *arguments)
         self._undo.append(lambda: finish(process))
+        return process
+
+    def at_close(self, step: Callable[[], object]) -> None:
+        self._undo.append(step)
 
     def cgroup(self, name: str) -> Path:
         mount = cgroup2_mount()
@@ -132,7 +139,9 @@ class Lab:
             base.mkdir()
             self._undo.insert(0, base.rmdir)
         path.mkdir()
-        self._undo.insert(len(self._undo) and 1, lambda: self._rmdir(path))
+        # Undone in reverse: after the senders (appended later), the deepest first, the base last.
+        self._undo.insert(1 + len(self._cgroups), lambda: self._rmdir(path))
+        self._cgroups.append(path)
         return path
 
     def close(self) -> None:
@@ -142,6 +151,8 @@ class Lab:
         os.close(self._home)
 
     def _rmdir(self, path: Path) -> None:
+        if not path.exists():
+            return
         self.until(lambda: "populated 0" in (path / "cgroup.events").read_text(encoding="ascii"))
         path.rmdir()
 

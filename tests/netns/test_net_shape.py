@@ -14,6 +14,7 @@ from qosd.net import shaping, undo
 from qosd.net.config import Net
 from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LS_CLASS
 from qosd.net.model import Leaf, NetSample, Shape
+from qosd.net.survey import survey
 from qosd.net.tc import Fault, Tc, TcError
 from qosd.net.uplinks import Uplinks
 from qosd.plan import Reason
@@ -62,8 +63,7 @@ def tick(
     return now, state
 
 
-@pytest.mark.parametrize("to", ["10.9.0.2", "fd09:0::2"])
-@pytest.mark.parametrize("proto", ["tcp", "udp", "udp-gso"])
+@pytest.mark.parametrize(("proto", "to"), [("tcp", "10.9.0.2"), ("udp-gso", "fd09:0::2")])
 def test_be_is_held_at_its_ceiling_and_ls_is_not(lab: Lab, tc: Tc, proto: str, to: str) -> None:
     tc.build(shape(lab))
     lab.send(5000, "--proto", proto, "--priority", BE, to=to)
@@ -76,7 +76,8 @@ def test_be_is_held_at_its_ceiling_and_ls_is_not(lab: Lab, tc: Tc, proto: str, t
     assert sent[BE_CLASS] == pytest.approx(50 * MBIT, rel=0.04)
     assert 0 < rates[5000] < 51 * MBIT
     assert sent[LS_CLASS] > 190 * MBIT
-    # Datagrams may be lost in the receiver's buffer when the machine is busy; then it is not the shaper's doing.
+    # Datagrams may be lost in the receiver's buffer when the machine is busy; then it is not the shaper's
+    # doing.
     assert rates[5001] > (180 if proto == "tcp" else 100) * MBIT
 
 
@@ -223,6 +224,51 @@ def test_a_renamed_uplink_stays_shaped_and_is_released_under_its_new_name(lab: L
     assert [status.name for status in uplinks.status()] == ["wan"]
     uplinks.close()
     assert lab.root("wan").kind == "noqueue"
+
+
+def test_auto_is_the_device_of_the_default_route(lab: Lab) -> None:
+    lab.add_uplink(1)
+    config = net(uplinks="auto", link_speed={"u0": GBIT, "u1": GBIT})
+    uplinks = Uplinks(config, Ownership(), lab.host)
+    uplinks.refresh(0)
+    assert not uplinks.held
+    lab.run("ip route add default via 10.9.1.2")
+    lab.run("ip link set u1 mtu 1400")
+    assert uplinks.on_readable()
+    tick(uplinks, None, shaping.INITIAL, 1_000_000)
+    assert [status.name for status in uplinks.status()] == ["u1"]
+    assert lab.root("u1").is_ours
+    uplinks.close()
+
+
+def test_a_link_of_unknown_speed_is_refused_with_the_remedy(lab: Lab) -> None:
+    uplinks = Uplinks(Net(uplinks=("lo",)), Ownership(), lab.host)
+    uplinks.refresh(0)
+    assert uplinks.refused == {"lo": "lo is the loopback device"}
+    uplinks.close()
+    # A bridge without ports has no speed, as a virtio device has none.
+    lab.run("ip link add b0 type bridge")
+    host = lab.host._replace(allow_kinds=frozenset({"bridge"}))
+    uplinks = Uplinks(Net(uplinks=("b0",)), Ownership(), host)
+    uplinks.refresh(0)
+    assert uplinks.refused == {"b0": "the speed of b0 is unknown: set net.link_speed.b0"}
+    uplinks.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Net(), []),
+        (Net(uplinks="auto"), ["there is no default route"]),
+        (Net(uplinks=("u0", "lo", "gone")), ["u0 can be shaped", "loopback", "no device gone"]),
+    ],
+)
+def test_doctor_has_a_sentence_for_each_uplink(lab: Lab, config: Net, words: list[str]) -> None:
+    found = survey(config, lab.host)
+    assert len(found) == len(words)
+    for finding, word in zip(found, words, strict=True):
+        assert word in finding.text
+        assert finding.ok is (finding.remedy is None)
 
 
 def test_two_uplinks_are_shaped_each_on_its_own(lab: Lab) -> None:

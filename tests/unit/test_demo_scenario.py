@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qosd.config import decode
 from qosd.control import frames
 from qosd.lab.demo import target
 from qosd.lab.scenario import control, rounds, service
@@ -46,7 +47,7 @@ def test_a_request_is_what_redis_clients_send() -> None:
 def test_the_load_bursts_and_comes_back() -> None:
     stage = rounds.Stage(Plan(rounds=(), daemon=None), {"rate": 400.0, "burst_rate": 700.0}, "/nowhere")
 
-    assert stage.rates() == {0.0: 400.0, 6.0: 700.0, 9.0: 400.0}
+    assert stage.rates() == {0.0: 400.0, 5.5: 700.0, 8.0: 400.0}
 
 
 def test_without_qosd_neither_ls_nor_be_is_in_a_slice_of_its_own() -> None:
@@ -112,6 +113,16 @@ def test_a_daemon_that_hangs_up_or_is_not_there_has_said_nothing(tmp_path: Path)
     assert control.ask(str(tmp_path / "torn"), "decisions") is None
     assert control.ask(str(tmp_path / "nobody"), "decisions") is None
     thread.join()
+
+
+def test_a_host_gets_a_configuration_and_slices_of_its_own(tmp_path: Path) -> None:
+    """The shipped slices' text under other names, and a qosd that manages just those two."""
+    daemon = target.host_daemon(tmp_path)
+    config = decode((tmp_path / "qosd.toml").read_text())
+
+    assert [rule.match for rule in config.workload] == [(target.LS_SLICE,), (target.BE_SLICE,)]
+    assert config.control.socket == daemon.socket
+    assert "CPUWeight=idle" in target.host_slices()[target.BE_SLICE]
 
 
 def host(root: Path, *, v2: bool, systemd: bool) -> str:

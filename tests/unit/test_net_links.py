@@ -14,7 +14,6 @@ from qosd.net import links, monitor, rtnl, tc
 from qosd.net.config import Net, check, parse_bitrate, parse_dscp
 from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LINK_CLASS, LS_CLASS, LinkSample, QdiscSample
 from qosd.net.model import Leaf, Shape
-from qosd.net.uplinks import resolve
 from qosd.plan import Reason
 
 GBIT = 10**9
@@ -39,7 +38,7 @@ def shape(**changes: object) -> Shape:
         (ETH._replace(name="docker0", physical=False), None, "container network"),
         (ETH._replace(name="odd0", physical=False), None, "not backed by a device"),
         (ETH._replace(master=7, slave_kind="bond"), None, "list the bond instead"),
-        (ETH._replace(master=7, slave_kind="bridge"), None, "enslaved to a bridge"),
+        (ETH._replace(master=7, slave_kind="team"), None, "enslaved to a team"),
         (ETH, QdiscSample(2, "fq", 0x8001_0000), "somebody else: fq 8001:"),
         (ETH, QdiscSample(2, "mq", 0x1_0000), "somebody else: mq 1:"),
         (ETH, QdiscSample(2, "htb", HANDLE, 0x99), "somebody else: htb a001:"),
@@ -60,6 +59,7 @@ def test_what_is_not_ours_to_shape_is_refused_with_a_clear_word(
         (ETH, QdiscSample(2, "mq", 0)),
         (ETH, QdiscSample(2, "fq_codel", 0)),
         (ETH, None),
+        (ETH._replace(master=7, slave_kind="bridge"), DEFAULT),
         (ETH, QdiscSample(2, "htb", HANDLE, LS_CLASS & 0xFFFF)),
         (ETH._replace(name="bond0", kind="bond", physical=False), DEFAULT),
         (ETH._replace(name="eth0.7", kind="vlan", physical=False), DEFAULT),
@@ -137,7 +137,7 @@ def test_uplinks_are_found_by_name_and_kept_by_ifindex(
     names: tuple[str, ...], present: dict[int, str], held: dict[int, str], expected: dict[str, int]
 ) -> None:
     links_ = {ifindex: LinkSample(ifindex, name) for ifindex, name in present.items()}
-    assert resolve(names, links_, held) == expected
+    assert links.resolve(names, links_, held) == expected
 
 
 def message(kind: int, body: bytes) -> bytes:
@@ -327,6 +327,7 @@ def test_dscp_names_are_those_of_the_rfcs(text: str, dscp: int) -> None:
     [
         (Net(dscp_be="CS9"), "net.dscp_be"),
         (Net(dscp_ls="64"), "net.dscp_ls"),
+        (Net(forwarded_mark=0x300), "net.forwarded_mark"),
         (Net(hold_ticks=5, release_ticks=5), "net.release_ticks"),
         (Net(be_floor_pct=50, egress_target_pct=50), "net.be_floor_pct"),
         (Net(uplinks=("eth0",), link_speed={"eth1": parse_bitrate("1Gbit")}), "net.link_speed.eth1"),

@@ -189,8 +189,8 @@ def test_every_be_workload_with_a_limit_has_a_class_of_its_own() -> None:
     now = NetSample(1, (UplinkSample(LINK, GBIT, 0),))
     _, (shape,) = shaping.decide(CONFIG, None, now, {}, limits=(("backup", 20 * MBIT), ("sync", 5 * MBIT)))
     assert [(leaf.workload, leaf.classid & 0xFFFF, leaf.ceil_bps) for leaf in shape.leaves] == [
-        ("backup", 0x21, 20 * MBIT),
-        ("sync", 0x22, 5 * MBIT),
+        ("backup", 0x30, 20 * MBIT),
+        ("sync", 0x40, 5 * MBIT),
     ]
 
 

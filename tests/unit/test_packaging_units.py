@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import configparser
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from qosd.__main__ import DEFAULT_CONFIG, DEFAULT_RUNTIME, _parser
 from qosd.config import Config
+from qosd.ctl.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted(path.name for path in (ROOT / "systemd").iterdir())
@@ -37,7 +40,7 @@ def installed(tmp_path: Path) -> Path:
     """A root directory in which the units lie where the package puts them."""
     shutil.copytree(ROOT / "systemd", tmp_path / "lib/systemd/system")
     executable(tmp_path / "usr/lib/qosd/bin/qosd")
-    executable(tmp_path / "bin/sh")
+    executable(tmp_path / "usr/lib/qosd/bin/qosctl")
     return tmp_path
 
 
@@ -76,6 +79,22 @@ def test_originals_survive_the_daemon_so_that_restore_finds_them() -> None:
     service = read_unit("qosd.service")["Service"]
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert service["ExecStopPost"] == "/usr/lib/qosd/bin/qosd restore"
+
+
+@pytest.mark.parametrize("key", ["ExecStart", "ExecStopPost"])
+def test_the_service_starts_only_commands_that_qosd_has(key: str) -> None:
+    program, *arguments = shlex.split(read_unit("qosd.service")["Service"][key])
+    assert program == "/usr/lib/qosd/bin/qosd"
+    parsed = _parser().parse_args(arguments)
+    assert parsed.command == {"ExecStart": "run", "ExecStopPost": "restore"}[key]
+    assert getattr(parsed, "config", DEFAULT_CONFIG) == "/etc/qosd/qosd.toml"
+    assert parsed.runtime == DEFAULT_RUNTIME == "/run/qosd"
+
+
+def test_the_service_reloads_by_a_command_that_fails_when_the_file_is_refused() -> None:
+    program, command = shlex.split(read_unit("qosd.service")["Service"]["ExecReload"])
+    assert program == "/usr/lib/qosd/bin/qosctl"
+    assert command in cli.commands
 
 
 def test_the_weight_of_ls_slice_is_the_one_that_the_configuration_defaults_to() -> None:

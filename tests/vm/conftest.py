@@ -1,17 +1,19 @@
-"""One boot of each kernel for the whole session."""
+"""One boot of each kernel for the whole session, and the package of this tree installed in it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from vm.guest import Guest
 
 from qosd.lab.image import KERNELS
 from qosd.lab.machine import Machine
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session", params=sorted(KERNELS), ids=lambda kernel: f"linux-{kernel}")
@@ -29,3 +31,28 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(kernel: str, share: Path) -> Iterator[Machine]:
     with Machine.boot(kernel=kernel, share=share) as booted:
         yield booted
+
+
+@pytest.fixture(scope="session")
+def deb(share: Path) -> Path:
+    """The package of this tree, built once, as /mnt/share/qosd.deb."""
+    # -o: the virtual environment is the one that runs this test, whatever its stamp says.
+    subprocess.run(["make", "-o", ".venv/stamp", "deb"], cwd=ROOT, check=True, capture_output=True)
+    (built,) = (ROOT / "dist").glob("qosd_*.deb")
+    return Path(shutil.copy(built, share / "qosd.deb"))
+
+
+@pytest.fixture(scope="session")
+def installed(machine: Machine, deb: Path) -> Guest:
+    guest = Guest(machine)
+    guest.install(deb.name)
+    return guest
+
+
+@pytest.fixture
+def guest(installed: Guest) -> Iterator[Guest]:
+    """The guest with the package at its defaults and the daemon running; what a test did is undone after."""
+    installed.reset()
+    installed.sh("systemctl start qosd")
+    yield installed
+    installed.reset()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from rich.console import Console
 
-from qosd.lab.demo import report, results, table, target
+from qosd.lab.demo import neighbours, report, results, table, target
 from qosd.lab.demo.steps import StepError, Steps, run
 from qosd.lab.scenario.planned import MODES, Daemon, Plan, alternating
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from qosd.lab.scenario.planned import Mode
 
 SOURCE = Path(__file__).parents[1] / "load" / "openloop.c"
-SLO_IN_REQUESTS = 5
-"""The SLO, unless given: five times the CPU time of one request. Chosen before anything is measured."""
+SLO_IN_REQUESTS = 10
+"""The SLO, unless given: ten times the CPU time of one request. Chosen before anything is measured."""
 
 
 class Options(NamedTuple):
@@ -36,6 +38,7 @@ class Options(NamedTuple):
     output: Path
     json_file: Path | None
     openloop: Path | None
+    deb: Path | None
 
     @property
     def raw(self) -> Path:
@@ -56,16 +59,18 @@ def build_load(steps: Steps, options: Options) -> Path:
     return binary
 
 
-def build_deb(steps: Steps, output: Path) -> Path:
+def build_deb(steps: Steps, options: Options) -> Path:
+    if options.deb is not None:
+        return options.deb
     with steps.step("building the .deb"):
-        run(["make", "-C", str(target.ROOT), "deb"], output / "log.txt")
+        run(["make", "-C", str(target.ROOT), "-o", ".venv/stamp", "deb"], options.output / "log.txt")
     packages = sorted((target.ROOT / "dist").glob("qosd_*.deb"), key=lambda path: path.stat().st_mtime)
     if not packages:
         raise StepError("`make deb` left no dist/qosd_*.deb")
     return packages[-1]
 
 
-def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
+def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, Any]]:
     """Build, boot, install, play; what the scenario says is given on."""
     from qosd.lab.image import ensure_image  # noqa: PLC0415 - `make demo HOST=1` needs no lab
     from qosd.lab.machine import Machine  # noqa: PLC0415
@@ -73,7 +78,7 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
     with steps.step("installing what the lab needs"):
         run([str(target.ROOT / "packaging/bootstrap"), "lab"], options.output / "log.txt")
     openloop = build_load(steps, options)
-    deb = build_deb(steps, options.output) if needs_package(options) else None
+    deb = build_deb(steps, options) if needs_package(options) else None
     with steps.step("the lab's image (built once, then cached)"):
         ensure_image()
     with tempfile.TemporaryDirectory(prefix="qosd-demo-") as name, contextlib.ExitStack() as stack:
@@ -92,7 +97,7 @@ def in_guest(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
         yield from play(guest, share / "demo", openloop, plan, options)
 
 
-def on_host(steps: Steps, options: Options) -> Iterator[dict[str, object]]:
+def on_host(steps: Steps, options: Options) -> Iterator[dict[str, Any]]:
     refusals = target.host_refusals()
     if refusals:
         raise StepError("this host cannot run the demo itself:\n  " + "\n  ".join(refusals))
@@ -114,31 +119,47 @@ def make_plan(options: Options, daemon: Daemon | None, *, installed: bool) -> Pl
     rounds = alternating(options.modes, options.rounds)
     if installed:
         return Plan(rounds=rounds, daemon=daemon)
-    ls_slice, be_slice = target.HOST_SLICES
     return Plan(
-        rounds=rounds, daemon=daemon, ls_slice=ls_slice, be_slice=be_slice, slices=target.host_slices()
+        rounds=rounds,
+        daemon=daemon,
+        ls_slice=target.LS_SLICE,
+        be_slice=target.BE_SLICE,
+        slices=target.host_slices(),
     )
 
 
 def play(
     where: target.Target, directory: Path, openloop: Path, plan: Plan, options: Options
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     """The scenario, and then its raw figures out of the target."""
     directory.mkdir()
     target.prepare(directory, openloop, plan)
-    yield from target.play(where, directory)
+    watched: dict[str, float] = {}
+    yield from watch(target.play(where, directory), watched)
+    (directory / "neighbours.json").write_text(json.dumps({} if options.host else watched))
     if options.raw.exists():
         shutil.rmtree(options.raw)
     shutil.copytree(directory, options.raw, ignore=shutil.ignore_patterns("openloop", "scenario"))
 
 
-def show(steps: Steps, events: Iterator[dict[str, object]], options: Options) -> None:
+def watch(events: Iterator[dict[str, Any]], shares: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Keep for every round what others took of the machine meanwhile."""
+    name, before = "", neighbours.look()
+    for event in events:
+        after = neighbours.look()
+        if name:
+            shares[name] = neighbours.others(before, after, os.cpu_count() or 1)
+        name, before = (f"{event['number']}-{event['mode']}" if event["what"] == "round" else ""), after
+        yield event
+
+
+def show(steps: Steps, events: Iterator[dict[str, Any]], options: Options) -> None:
     """Show the scenario's words as progress. The steps before it are shown by themselves."""
     total = len(options.modes) * options.rounds + 2
     first = next(events)
     with steps.step("calibrating the LS load", total=total) as step:
         done = 0
-        for event in (first, *events):
+        for event in itertools.chain([first], events):
             if event["what"] == "calibrated":
                 step.now(f"LS: {event['rate']:.0f} requests/s", done)
             if event["what"] == "round":
@@ -187,11 +208,12 @@ def _modes(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True)
 @click.option("--kernel", default="6.12", show_default=True, help="The guest's kernel.")
 @click.option(
-    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 5 times one request's CPU time."
+    "--slo-ms", type=click.FloatRange(0, min_open=True), help="Default: 10 times one request's CPU time."
 )
 @click.option(
     "--openloop", type=click.Path(path_type=Path, exists=True), help="The load generator, built before."
 )
+@click.option("--deb", type=click.Path(path_type=Path, exists=True), help="The package, built before.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures there as JSON, too."

@@ -216,4 +216,10 @@ def notes(result: Result) -> list[str]:
     steal = max(one.steal for one in result.rounds)
     if steal > STEAL_WORTH_TELLING:
         said.append(f"Up to {100 * steal:.0f} % of a round's CPU time was withheld by the target's own host.")
+    others = max(one.others or 0.0 for one in result.rounds)
+    if others > STEAL_WORTH_TELLING:
+        said.append(
+            f"Other programs on the machine took up to {100 * others:.0f} % of its CPU time in a round; the"
+            " guest is not told, but its latency shows it."
+        )
     return said

@@ -45,6 +45,8 @@ class Round(NamedTuple):
     events: list[tuple[float, str]]
     steal: float
     """The share of the target's CPU time that its own host withheld."""
+    others: float | None
+    """The share of the machine's CPU time that was neither idle nor the demo's; None where nobody looked."""
     ops_per_cpu_second: float | None
     measured: float
     answers: dict[str, Any] | None
@@ -146,6 +148,7 @@ def read_round(raw: dict[str, Any], data: bytes, timing: Timing, cpus: int) -> R
         decisions=decisions(raw["decisions"], zero + raw["realtime"]),
         events=[(event["at"] - zero, event["what"]) for event in raw["events"]],
         steal=_steal(samples),
+        others=raw.get("others"),
         ops_per_cpu_second=_per_second(raw["bogo_ops"], be_points),
         measured=timing.measured,
         answers=raw["answers"],
@@ -180,10 +183,12 @@ def read(directory: Path, plan: Plan, slo_ms: float) -> Result:
     """Everything a target left."""
     facts = msgspec.json.decode((directory / "facts.json").read_bytes(), type=dict[str, Any])
     cpus: int = facts["cpus"]
+    others = msgspec.json.decode((directory / "neighbours.json").read_bytes(), type=dict[str, float])
     rounds = []
     for number, modes in enumerate(plan.rounds, start=1):
         for mode in modes:
             raw = msgspec.json.decode((directory / f"{number}-{mode}.json").read_bytes(), type=dict[str, Any])
+            raw["others"] = others.get(f"{number}-{mode}")
             data = (directory / raw["latency"]).read_bytes()
             rounds.append(read_round(raw, data, plan.timing, cpus))
     load = msgspec.json.decode((directory / "load.json").read_bytes(), type=dict[str, float])
@@ -239,6 +244,7 @@ def as_json(result: Result) -> dict[str, Any]:
                 "unanswered": one.unanswered,
                 "ls_cpus": one.ls_cpus,
                 "steal": one.steal,
+                "others": one.others,
                 "stress_ng_ops_per_cpu_second": one.ops_per_cpu_second,
                 **{figure.key: figure.of(one, result.slo_ms) for figure in FIGURES},
             }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qosd.lab.demo.figures import Spread
     from qosd.lab.scenario.planned import Mode
 
+ROUNDS_TO_TELL = 3
+
 MEANINGS: dict[Mode, str] = {
     "frozen": "BE present, frozen: LS as if alone",
     "uncontrolled": "plain units at default weight, no qosd",
@@ -30,13 +32,14 @@ def digits(value: float) -> str:
 
 
 def cell(figure: Spread) -> str:
-    return f"{digits(figure.median)} ({digits(figure.low)}–{digits(figure.high)})"
+    return f"{digits(figure.median)}\n{digits(figure.low)}–{digits(figure.high)}"
 
 
 def build(result: Result) -> Table:
     figures = summary(result)
     rounds = max(len(result.of(mode)) for mode in result.modes)
-    table = Table(title=f"Median of {rounds} interleaved rounds (lowest–highest)", title_justify="left")
+    title = f"Median of {rounds} interleaved rounds, below it the lowest and the highest"
+    table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("BE is …", no_wrap=True)
     for figure in FIGURES:
         table.add_column(heading(figure, result), justify="right", no_wrap=True)
@@ -47,15 +50,17 @@ def build(result: Result) -> Table:
 
 
 def heading(figure: Figure, result: Result) -> str:
-    title = f"{figure.title} {result.slo_ms:g} ms" if figure.key == "over_slo_pct" else figure.title
-    return f"{title}\n{figure.unit}"
+    unit = f"% > {result.slo_ms:g} ms" if figure.key == "over_slo_pct" else figure.unit
+    return f"{figure.title}\n{unit}"
 
 
 def sentences(result: Result) -> list[str]:
     """Qosd against the other ways to run the same jobs. Within the rounds' spread nothing is claimed."""
     others = [mode for mode in ("uncontrolled", "floor") if mode in result.modes]
-    if "qosd" not in result.modes:
+    if "qosd" not in result.modes or not others:
         return []
+    if len(result.of("qosd")) < ROUNDS_TO_TELL:
+        return [f"Fewer than {ROUNDS_TO_TELL} rounds: no difference can be told from noise."]
     return [f"qosd against {mode}: {'; '.join(_against(result, mode))}." for mode in others]
 
 
@@ -65,7 +70,7 @@ def _against(result: Result, other: Mode) -> Iterator[str]:
         if figure.key not in ("p99_ms", "over_slo_pct", "be_cpus"):
             continue
         ours, theirs = figures["qosd"][figure.key], figures[other][figure.key]
-        title = heading(figure, result).partition("\n")[0]
+        title = figure.title
         values = f"{digits(ours.median)} instead of {digits(theirs.median)} {figure.unit}"
         if ours.overlaps(theirs):
             yield f"{title} not different beyond the spread of the rounds ({values})"

@@ -130,20 +130,22 @@ def play(target: Target, directory: Path) -> Iterator[dict[str, Any]]:
 
 # The host itself
 
-HOST_SLICES = {"qosdemols.slice": "ls.slice", "qosdemobe.slice": "be.slice"}
+LS_SLICE, BE_SLICE, OWN_SLICE = "qosdemols.slice", "qosdemobe.slice", "qosdemo.slice"
+HOST_SLICES = {LS_SLICE: "ls.slice", BE_SLICE: "be.slice", OWN_SLICE: "qosd.slice"}
 HOST_CONFIG = """\
 [[workload]]
 name = "demo-ls"
 tier = "ls"
-match = ["qosdemols.slice"]
+match = ["{ls}"]
 
 [[workload]]
 name = "demo-be"
 tier = "be"
-match = ["qosdemobe.slice"]
+match = ["{be}"]
 
 [control]
 socket = "{socket}"
+group = "root"
 
 [metrics]
 listen = "127.0.0.1:9754"
@@ -159,7 +161,7 @@ def host_daemon(directory: Path) -> Daemon:
     """The tree's own qosd as a transient unit with state of its own."""
     runtime = "/run/qosd-demo-daemon"
     config = directory / "qosd.toml"
-    config.write_text(HOST_CONFIG.format(socket=f"{runtime}/control.sock"))
+    config.write_text(HOST_CONFIG.format(ls=LS_SLICE, be=BE_SLICE, socket=f"{runtime}/control.sock"))
     config.chmod(0o600)
     run = (sys.executable, "-m", "qosd")
     unit = "qosd-demo-daemon.service"
@@ -167,16 +169,24 @@ def host_daemon(directory: Path) -> Daemon:
         "--property=Type=notify",
         "--property=NotifyAccess=main",
         "--property=RuntimeDirectory=qosd-demo-daemon",
-        "--property=StateDirectory=",
         "--property=Delegate=cpu cpuset io memory",
         f"--property=WorkingDirectory={ROOT}",
+        "--property=Environment=PYTHONDONTWRITEBYTECODE=1",
         f"--property=ExecStopPost={sys.executable} -m qosd restore --runtime {runtime}",
     )
-    start = ("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--slice=qosdemo.slice", *properties)
+    start = ("systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--slice={OWN_SLICE}", *properties)
     return Daemon(
         start=(*start, "--", *run, "run", "--config", str(config), "--runtime", runtime),
         stop=("systemctl", "stop", unit),
-        qosctl=(sys.executable, "-m", "qosd.ctl.main", "--socket", f"{runtime}/control.sock"),
+        qosctl=(
+            "env",
+            f"PYTHONPATH={ROOT}",
+            sys.executable,
+            "-m",
+            "qosd.ctl.main",
+            "--socket",
+            f"{runtime}/control.sock",
+        ),
         socket=f"{runtime}/control.sock",
     )
 

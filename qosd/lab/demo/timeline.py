@@ -133,7 +133,9 @@ def one_round(one: Round, result: Result) -> str:
 def _load_bands(one: Round, result: Result, latency: Panel, power: Panel) -> str:
     begin, end = (edge - result.timing.settle for edge in result.timing.burst)
     parts = [chart.band(panel, begin, end, "burst", "LS asks for more") for panel in (latency, power)]
-    parts.append(chart.text(latency.px(begin) + 6, latency.top + 14, "LS bursts", "burst-name"))
+    parts.append(
+        chart.text(latency.px((begin + end) / 2), latency.top - 7, "LS bursts", "burst-name", "middle")
+    )
     for at, what in one.events:
         if 0 <= at <= one.measured:
             x = power.px(at)

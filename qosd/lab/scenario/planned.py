@@ -16,11 +16,11 @@ MODES: tuple[Mode, ...] = ("frozen", "uncontrolled", "floor", "qosd")
 class Timing:
     """Seconds from the first request. Only intended starts in [settle, settle + measured) are counted."""
 
-    settle: float = 2.5
-    measured: float = 12.0
-    burst: tuple[float, float] = (6.0, 9.0)
+    settle: float = 2.0
+    measured: float = 10.0
+    burst: tuple[float, float] = (5.5, 8.0)
     """When LS asks for `burst_share` instead of `share`."""
-    second_batch: tuple[float, float] = (4.0, 11.0)
+    second_batch: tuple[float, float] = (3.5, 10.0)
     """When a second BE job comes, and when it goes."""
 
     @property
@@ -50,9 +50,9 @@ class Plan:
     be_slice: str = "be.slice"
     slices: dict[str, str] = dataclasses.field(default_factory=dict)
     """Unit files to bring and take away again, for a target without qosd's own slices."""
-    share: float = 0.30
+    share: float = 0.25
     """Of the host's CPUs, what LS asks for."""
-    burst_share: float = 0.50
+    burst_share: float = 0.40
     request_ms: float = 1.0
     """CPU time of one request in redis."""
     seed: int = 1

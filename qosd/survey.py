@@ -1,0 +1,200 @@
+"""The facts that `qosd.doctor` judges, found by looking. Nothing is written, nothing is left loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+
+import psutil
+
+from qosd.config import Config, WorkloadRule
+from qosd.configfile import read_config
+from qosd.discover import Match, resolve
+from qosd.engine import NEVER_TOUCHED
+from qosd.errors import ConfigError
+from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts
+from qosd.host import HostFacts, probe_host
+from qosd.model import printable
+from qosd.sys import DIRECTORY, Sys
+
+_OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
+_CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+_PMUS = ("cpu", "cpu_core", "armv8_pmuv3", "armv8_pmuv3_0")
+_NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "dm-", "md")
+_PERCENT = 100.0
+
+
+def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc") -> Facts:
+    """Raises OSError only where /proc itself cannot be read."""
+    host = probe_host(proc)
+    config, error = _read_config(config_path)
+    cgroups, patterns, refused = _workloads(host.cgroup_root, config.workload)
+    return Facts(
+        host,
+        os.geteuid(),
+        config_path,
+        error,
+        daemon_running,
+        cgroups,
+        patterns,
+        refused,
+        _kernel_files(host, cgroups),
+        psutil.swap_memory().total,
+        _oom_killers(),
+        _slices(config),
+        _unit_capabilities(),
+        os.path.exists("/sys/kernel/btf/vmlinux"),
+        _has_libbpf(),
+        any(os.path.exists(f"/sys/bus/event_source/devices/{name}") for name in _PMUS),
+        _has_htb(),
+        _read(_CLOCK),
+        _steal_pct(),
+        _disks(host.cgroup_root),
+    )
+
+
+def _read_config(path: str) -> tuple[Config, str | None]:
+    try:
+        return read_config(path), None
+    except ConfigError as error:
+        return Config(), str(error)
+
+
+def _read(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _workloads(
+    root: str | None, rules: tuple[WorkloadRule, ...]
+) -> tuple[tuple[CgroupFacts, ...], tuple[PatternFacts, ...], dict[str, str]]:
+    if root is None:
+        return (), (), {}
+    sys = Sys()
+    root_fd = sys.open(root, DIRECTORY)
+    try:
+        matches, refused = resolve(sys, root_fd, rules, NEVER_TOUCHED)
+        patterns = tuple(
+            PatternFacts(rule.name, pattern, _count(sys, root_fd, rule, pattern))
+            for rule in rules
+            for pattern in rule.match
+        )
+    finally:
+        sys.close(root_fd)
+    taken = tuple(_cgroup(root, match) for match in matches)
+    return taken, patterns, {printable(path): why for path, why in refused.items()}
+
+
+def _count(sys: Sys, root_fd: int, rule: WorkloadRule, pattern: str) -> int:
+    alone = WorkloadRule(name=rule.name, tier=rule.tier, match=(pattern,))
+    matches, refused = resolve(sys, root_fd, (alone,), ())
+    return len(matches) + len(refused)
+
+
+def _cgroup(root: str, match: Match) -> CgroupFacts:
+    files: frozenset[str] = frozenset()
+    with contextlib.suppress(OSError):
+        files = frozenset(os.listdir(f"{root}/{match.path}"))
+    parts = match.path.split("/")
+    ancestors = ["/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    unprotected = next((path for path in ancestors if _read(f"{root}/{path}/memory.low") == "0"), None)
+    return CgroupFacts(
+        printable(match.path),
+        match.rule.tier,
+        files,
+        _read(f"{root}/{match.path}/memory.low"),
+        printable(unprotected) if unprotected is not None else None,
+    )
+
+
+def _kernel_files(host: HostFacts, cgroups: tuple[CgroupFacts, ...]) -> dict[str, bool]:
+    """A cgroup other than the root shows a file if its controller is on there and the kernel has it."""
+    groups = [cgroup.files for cgroup in cgroups]
+    for name in ("init.scope", "system.slice", "user.slice"):
+        with contextlib.suppress(OSError):
+            groups.append(frozenset(os.listdir(f"{host.cgroup_root}/{name}")))
+    signs = {"cpu": "cpu.weight", "memory": "memory.current", "": "cgroup.procs"}
+    return {
+        file: any(file in files for files in groups)
+        for file, (controller, _, _) in KERNEL_FILES.items()
+        if any(signs[controller] in files for files in groups)
+    }
+
+
+def _oom_killers() -> tuple[str, ...]:
+    running = {process.info["name"] for process in psutil.process_iter(["name"])}
+    return tuple(name for name in _OOM_KILLERS if name in running)
+
+
+def _systemctl_show(unit: str, name: str) -> str | None:
+    if not os.path.isdir("/run/systemd/system"):
+        return None
+    try:
+        answer = subprocess.run(
+            ["systemctl", "show", f"--property={name}", "--value", unit],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _slices(config: Config) -> tuple[SliceFacts, ...]:
+    used = {pattern for rule in config.workload for pattern in rule.match}
+    shown = {name: _systemctl_show(name, "FragmentPath") for name in ("ls.slice", "be.slice") if name in used}
+    return tuple(SliceFacts(name, bool(path)) for name, path in shown.items() if path is not None)
+
+
+def _unit_capabilities() -> frozenset[str] | None:
+    if not _systemctl_show("qosd.service", "FragmentPath"):
+        return None
+    shown = _systemctl_show("qosd.service", "CapabilityBoundingSet")
+    return None if shown is None else frozenset(shown.split())
+
+
+def _has_libbpf() -> bool:
+    try:
+        ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _has_htb() -> bool | None:
+    """Loaded, built in, or there to be loaded; None where no list of modules says."""
+    if os.path.isdir("/sys/module/sch_htb"):
+        return True
+    lists = [_read(f"/lib/modules/{os.uname().release}/modules.{kind}") for kind in ("builtin", "dep")]
+    known = [text for text in lists if text is not None]
+    return any("/sch_htb.ko" in text for text in known) if known else None
+
+
+def _steal_pct() -> float | None:
+    times = psutil.cpu_times()
+    total = sum(times) - times.guest - times.guest_nice  # both are inside user and nice already
+    return _PERCENT * times.steal / total if total > 0 else None
+
+
+def _disks(root: str | None) -> tuple[DiskFacts, ...]:
+    try:
+        names = sorted(os.listdir("/sys/block"))
+    except OSError:
+        return ()
+    cost = _read(f"{root}/io.cost.qos") or ""
+    disks = []
+    for name in names:
+        if name.startswith(_NOT_DISKS):
+            continue
+        chosen = (_read(f"/sys/block/{name}/queue/scheduler") or "").partition("[")[2].partition("]")[0]
+        device = _read(f"/sys/block/{name}/dev")
+        weighs = any(line.split()[:1] == [device] and "enable=1" in line for line in cost.splitlines())
+        disks.append(DiskFacts(name, chosen or None, weighs))
+    return tuple(disks)

@@ -1,0 +1,139 @@
+"""A daemon for qosctl to talk to: the real control server and protocol, canned answers."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from qosd.control import Server
+from qosd.model import Pressure, Stall, Tier
+from qosd.plan import Input, Reason
+from qosd.status import (
+    DecisionRecord,
+    HostStatus,
+    SensorStatus,
+    SettingStatus,
+    Status,
+    TierStatus,
+    WorkloadStatus,
+)
+
+NOW = 1_700_000_000.0
+Answer = dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]
+
+_ALLOWANCE = Reason(
+    "cpu.bandwidth/cpu.allowance",
+    "BE may use 2.10 CPUs: 4.00 x 95 % - 1.70 used by LS and system = 2.10",
+    (Input("ls", 1.2, "CPUs"), Input("system", 0.5, "CPUs", age_ms=1000)),
+    threshold="host.cpu_target_pct = 95 %",
+    margin="+0.00 CPUs to the formula's own result",
+)
+_IDLE = Reason("cpu.weight", "BE runs only when no LS or system task wants the CPU (SCHED_IDLE group)")
+_WEIGHT = Reason("cpu.weight", "LS runs before everything of default weight")
+
+
+def pressure(avg10: float) -> Pressure:
+    return Pressure(Stall(avg10, 0.0, 0.0, 1_000_000), None)
+
+
+def canned(**changes: Any) -> Status:
+    """A busy host of four CPUs, one second after NOW - 1."""
+    whole = Status(
+        version="0.1.0",
+        mode="enforce",
+        tick=42,
+        time=NOW - 1,
+        interval_ms=1000,
+        late_ticks=2,
+        tick_ms=1.5,
+        config="/etc/qosd/qosd.toml",
+        config_error=None,
+        host=HostStatus(4, 4.0, 0.5, 8 << 30, 6 << 30, pressure(12.4), pressure(0.0), None),
+        tiers={"ls": TierStatus(1.2), "be": TierStatus(2.0, 2.1, _ALLOWANCE)},
+        workloads=(
+            WorkloadStatus(
+                "batch", Tier.BE, 2, "be.slice", 7, 2.0, 300 << 20, pressure(80), pressure(1), None
+            ),
+            WorkloadStatus(
+                "web", Tier.LS, 0, "ls.slice", 8, 1.2, 2 << 30, pressure(3), pressure(0), pressure(0)
+            ),
+        ),
+        settings=(
+            SettingStatus("be.slice", "cpu.idle", 7, "1", "1", "0", "in-force", _IDLE),
+            SettingStatus(
+                "be.slice", "cpu.max", 7, "21000 10000", "21000 10000", "max 100000", "in-force", _ALLOWANCE
+            ),
+            SettingStatus("ls.slice", "cpu.weight", 8, "500", "1000", None, "yielded", _WEIGHT),
+        ),
+        sensors=(
+            SensorStatus("cpu", ok=True, age_ms=0),
+            SensorStatus("memory", ok=True, age_ms=0),
+            SensorStatus("pressure", ok=False, age_ms=9000),
+        ),
+        refused={"be.slice/inner.slice": "it lies inside be.slice (workload 'batch')"},
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def records() -> tuple[DecisionRecord, ...]:
+    return (
+        DecisionRecord(1, NOW - 700, 3, "be.slice", "cpu.idle", "0", "1", "written", _IDLE),
+        DecisionRecord(
+            2, NOW - 5, 38, "be.slice", "cpu.max", "19000 10000", "21000 10000", "written", _ALLOWANCE
+        ),
+        DecisionRecord(3, NOW - 5, 38, "ls.slice", "cpu.weight", "500", "1000", "failed", _WEIGHT, "EBUSY"),
+    )
+
+
+RULES = {
+    "workload": [
+        {"name": "web", "tier": "ls", "match": ["ls.slice"]},
+        {"name": "batch", "tier": "be", "match": ["be.slice"]},
+    ]
+}
+
+
+def answers(**changes: Answer) -> dict[str, Answer]:
+    whole: dict[str, Answer] = {
+        "status": {"ok": msgspec.to_builtins(canned())},
+        "decisions": {"ok": msgspec.to_builtins(records())},
+        "config": {"ok": RULES},
+    }
+    return {**whole, **changes}
+
+
+@contextmanager
+def daemon(path: str, given: dict[str, Answer] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Serve on `path`; yields the requests as they arrive."""
+    requests: list[dict[str, Any]] = []
+    chosen = answers() if given is None else given
+
+    def handle(request: dict[str, Any], uid: int) -> dict[str, Any]:
+        requests.append({**request, "uid": uid})
+        answer = chosen[request["command"]]
+        return answer(request) if callable(answer) else answer
+
+    stop = threading.Event()
+    with select.epoll() as epoll:
+        server = Server(epoll, path, "no-such-group", handle)
+        thread = threading.Thread(target=_loop, args=(epoll, server, stop))
+        thread.start()
+        try:
+            yield requests
+        finally:
+            stop.set()
+            thread.join()
+            server.close()
+
+
+def _loop(epoll: select.epoll, server: Server, stop: threading.Event) -> None:
+    while not stop.is_set():
+        for fd, events in epoll.poll(0.02):
+            if server.owns(fd):
+                server.on_event(fd, events, int(time.monotonic() * 1e6))

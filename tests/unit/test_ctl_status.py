@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from ctl_daemon import NOW, canned
+from rich.console import Console
+
+from qosd.ctl import screen
+from qosd.ctl.status import render
+from qosd.status import Status, TierStatus
+
+SCREEN = """\
+qosd 0.1.0 is enforcing; tick 42, every 1 s, 2 late
+
+Host     4 CPUs; 2.0 GiB of 8.0 GiB memory used; tasks waited 12% of the last 10 s for cpu, 0% for
+         memory, - for io
+CPUs     [LLLLLLLLLLLLsssssBBBBBBBBBBBBBBBBBBBB...]  LS 1.20  system 0.50  BE 2.00  idle 0.30
+Allowed  BE may use 2.10 CPUs: 4.00 x 95 % - 1.70 used by LS and system = 2.10
+Sensors  cpu, memory read 1 s ago
+         ! pressure cannot be read, last 10 s ago
+
+WORKLOAD  TIER  CPUs   MEMORY  CPU WAIT  MEM WAIT  IO WAIT  CGROUP
+web       LS    1.20  2.0 GiB        3%        0%       0%  ls.slice
+batch     BE    2.00  300 MiB       80%        1%        -  be.slice
+
+2 settings of qosd in force; what was before comes back when qosd stops
+CGROUP    FILE        NOW          BEFORE      WHY
+ls.slice  cpu.weight  500          -           ! wanted 1000; left alone: somebody else set it
+be.slice  cpu.idle    1            0           BE runs only when no LS or system task wants the CPU
+                                               (SCHED_IDLE group)
+be.slice  cpu.max     21000 10000  max 100000  BE may use 2.10 CPUs
+
+NOT TAKEN             ALTHOUGH A RULE MATCHES IT, BECAUSE
+be.slice/inner.slice  it lies inside be.slice (workload 'batch')
+"""
+
+
+def shown(status: Status, width: int = 100) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    console.print(render(status, NOW, width))
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def test_the_screen_says_what_stands_and_why() -> None:
+    assert shown(canned()) == SCREEN
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132, 200])
+def test_the_screen_keeps_to_the_terminals_width_in_plain_ascii(width: int) -> None:
+    status = canned(workloads=tuple(_long(number) for number in range(3)))
+    text = shown(status, width)
+    assert text.isascii()
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+def _long(number: int) -> object:
+    path = f"kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{number:064}.slice"
+    return msgspec.structs.replace(canned().workloads[0], path=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"mode": "observe"}, "observing: it writes nothing"),
+        ({"mode": "paused", "paused_until": NOW + 120}, "everything is given back for 2 min more"),
+        ({"mode": "paused", "paused_until": None}, "until `qosctl resume`"),
+        ({"mode": "failed"}, "FAILED"),
+        ({"time": NOW - 60}, "! the last tick was 1 min ago: the loop is stuck"),
+        (
+            {"config_error": "qosd.toml: mod: unknown key"},
+            "! the last reload was refused, the old configuration stays",
+        ),
+        ({"workloads": ()}, "No cgroup matches a workload rule now"),
+        ({"settings": ()}, "nothing on this host is changed"),
+        ({"tiers": {"ls": TierStatus(None), "be": TierStatus(None)}}, "use is not known yet"),
+    ],
+)
+def test_what_is_out_of_the_ordinary_is_said_in_words(changes: dict[str, object], says: str) -> None:
+    assert says in " ".join(shown(canned(**changes)).split())
+
+
+def test_outside_enforce_a_setting_is_shown_as_what_it_would_be() -> None:
+    writing = msgspec.structs.replace(canned().settings[0], value="0", original=None, state="writing")
+    assert "would be 1: BE runs only when" in shown(canned(mode="observe", settings=(writing,)), 120)
+
+
+def test_a_file_qosd_was_refused_names_the_kernels_error() -> None:
+    refused = msgspec.structs.replace(canned().settings[0], original=None, state="refused", error="EINVAL")
+    assert "! wanted 1; the kernel refused it (EINVAL)" in shown(canned(settings=(refused,)))
+
+
+def test_hundreds_of_workloads_stay_one_screen_with_the_busiest_first() -> None:
+    first = canned().workloads[0]
+    many = tuple(
+        msgspec.structs.replace(first, path=f"be.slice/j{number}", cpu_cores=number / 100)
+        for number in range(100)
+    )
+    lines = shown(canned(workloads=many)).splitlines()
+    rows = [line for line in lines if line.startswith("batch ")]
+    assert len(rows) == 20
+    assert rows[0].endswith("be.slice/j99")
+    assert "and 80 more workloads: qosctl status --json has them all" in lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.25, "250 ms"), (5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
+)
+def test_durations_read_at_a_glance(seconds: float, words: str) -> None:
+    assert screen.duration(seconds) == words
+
+
+def test_a_long_path_keeps_its_end_where_siblings_differ() -> None:
+    assert screen.tail("a" * 50 + "/job7.scope", 20) == "..." + "a" * 6 + "/job7.scope"
+    assert screen.tail("be.slice", 5) == "be.slice"

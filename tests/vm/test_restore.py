@@ -1,0 +1,195 @@
+"""After any exit, every value is what it was, unless somebody else changed it since."""
+
+from __future__ import annotations
+
+import pytest
+from vm.guest import CGROUP, Guest
+
+pytestmark = pytest.mark.vm
+
+NO_RESTART = "[Service]\nRestart=no\n"
+WEAKEST_LIMIT = "be.slice/cpu.max"
+
+
+@pytest.fixture
+def throttled(guest: Guest) -> tuple[Guest, dict[str, str]]:
+    """A BE hog under a limit of ours, and the values before the daemon ran."""
+    guest.sh("systemctl stop qosd")
+    guest.hog()
+    # Slices that nobody needs go; these stay, so that their files are the same ones afterwards.
+    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
+    guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
+    before = guest.values()
+    guest.sh("systemctl start qosd")
+    guest.limited()
+    guest.until(f"grep -qx 1000 {CGROUP}/ls.slice/cpu.weight")
+    return guest, before
+
+
+def test_a_stop_gives_everything_back_within_two_seconds(throttled: tuple[Guest, dict[str, str]]) -> None:
+    guest, before = throttled
+
+    took = float(
+        guest.sh(
+            "S=$EPOCHREALTIME; systemctl stop qosd; echo $EPOCHREALTIME - $S | bc 2>/dev/null || "
+            "python3 -c \"import sys; print(float('$EPOCHREALTIME')-float('$S'))\""
+        )
+    )
+
+    assert guest.values() == before
+    # The unit's own ExecStopPost starts a second interpreter, which emulation makes slow; two for the daemon.
+    assert took < 2 + 3
+    assert guest.sh("systemctl show -p Result --value qosd") == "success\n"
+
+
+@pytest.mark.parametrize("signal", ["KILL", "SEGV", "ABRT"])
+def test_a_killed_daemon_leaves_nothing_in_force(
+    throttled: tuple[Guest, dict[str, str]], signal: str
+) -> None:
+    guest, before = throttled
+    guest.drop_in(NO_RESTART)
+
+    guest.sh(f"systemctl kill -s {signal} --kill-whom=main qosd")
+    guest.until(f"grep -q ^max {CGROUP}/{WEAKEST_LIMIT}", seconds=5)
+    guest.until("systemctl is-failed -q qosd")
+
+    assert guest.values() == before
+
+
+def test_a_killed_daemon_comes_back_and_adopts_nothing(throttled: tuple[Guest, dict[str, str]]) -> None:
+    guest, before = throttled
+
+    guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
+    guest.until("test $(systemctl show -p NRestarts --value qosd) = 1")
+    guest.limited()
+    guest.status_when(lambda status: status["mode"] == "enforce")
+
+    assert guest.setting("be.slice", "cpu.max")["original"] == before[f"{CGROUP}/be.slice/cpu.max"]
+    assert guest.setting("ls.slice", "cpu.weight")["original"] == "77"
+    guest.sh("systemctl stop qosd")
+    assert guest.values() == before
+
+
+def test_the_oom_killer_taking_the_daemon_undoes_its_limits(throttled: tuple[Guest, dict[str, str]]) -> None:
+    guest, before = throttled
+    guest.drop_in(NO_RESTART)
+
+    guest.sh(f"echo 1M >{CGROUP}/qosd.slice/qosd.service/memory.max")
+    guest.until("systemctl is-failed -q qosd")
+
+    assert guest.sh("systemctl show -p Result --value qosd") == "oom-kill\n"
+    guest.until(f"grep -q ^max {CGROUP}/{WEAKEST_LIMIT}", seconds=5)
+    assert guest.values() == before
+
+
+def test_a_hung_daemon_is_found_by_the_watchdog_and_its_limits_go(
+    throttled: tuple[Guest, dict[str, str]],
+) -> None:
+    guest, before = throttled
+    guest.drop_in("[Service]\nRestart=no\nWatchdogSec=4\n")
+    guest.sh("systemctl restart qosd")
+    guest.limited()
+
+    guest.sh("kill -STOP $(systemctl show -p MainPID --value qosd)")
+    guest.until("systemctl is-failed -q qosd", seconds=20)
+
+    assert guest.sh("systemctl show -p Result --value qosd") == "watchdog\n"
+    assert guest.values() == before
+
+
+def test_a_value_that_somebody_else_chose_meanwhile_is_left_alone(
+    throttled: tuple[Guest, dict[str, str]],
+) -> None:
+    guest, before = throttled
+    guest.drop_in(NO_RESTART)
+
+    guest.sh(
+        f"kill -STOP $(systemctl show -p MainPID --value qosd); echo '33333 100000' >{CGROUP}/be.slice/cpu.max;"
+        " systemctl kill -s KILL --kill-whom=main qosd"
+    )
+    guest.until("systemctl is-failed -q qosd")
+
+    assert guest.values() == before | {f"{CGROUP}/be.slice/cpu.max": "33333 100000"}
+
+
+def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(guest: Guest) -> None:
+    guest.sh("systemctl stop qosd; systemctl set-property be.slice CPUQuota=150% MemoryHigh=300M")
+    guest.hog()
+    before = guest.values()
+    assert before[f"{CGROUP}/be.slice/cpu.max"] == "150000 100000"
+    drop_ins = guest.sh("find /etc/systemd /run/systemd -name '*.conf' | sort")
+
+    guest.sh("systemctl start qosd")
+    guest.until(f"grep -q ' 10000$' {CGROUP}/be.slice/cpu.max")
+    guest.sh("systemctl stop qosd")
+
+    assert guest.values() == before
+    assert guest.sh("find /etc/systemd /run/systemd -name '*.conf' | sort") == drop_ins
+
+
+def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(guest: Guest) -> None:
+    guest.sh("systemctl stop qosd")
+    guest.hog()
+    guest.sh(f"echo '200000 100000' >{CGROUP}/be.slice/cpu.max; echo 90000 >{CGROUP}/be.slice/cpu.max.burst")
+    before = guest.values()
+
+    guest.sh("systemctl start qosd")
+    guest.until(f"grep -q ' 10000$' {CGROUP}/be.slice/cpu.max")
+    assert guest.read("be.slice/cpu.max.burst") == "0"
+    guest.sh("systemctl stop qosd")
+
+    assert guest.values() == before
+
+
+def test_sigkill_at_any_point_of_a_write_is_undone(guest: Guest, kernel: str) -> None:
+    """The N-th effect of the daemon is its last, for each N from the first to past the first writes."""
+    guest.sh("systemctl stop qosd")
+    guest.hog()
+    guest.sh(
+        f"systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000; echo 77 >{CGROUP}/ls.slice/cpu.weight"
+    )
+    before = guest.values()
+    guest.sh("install -m 755 /dev/stdin /usr/local/lib/die_at.py <<'END'\n" + DIE_AT + "END\n")
+
+    deaths = 0
+    for point in range(1, 21):
+        guest.drop_in(
+            f"[Service]\nRestart=no\nEnvironment=DIE_AT={point}\nExecStart=\n"
+            "ExecStart=/usr/lib/qosd/bin/python3 -I /usr/local/lib/die_at.py run --config /etc/qosd/qosd.toml\n"
+        )
+        guest.sh("systemctl start qosd; true")
+        guest.until("systemctl is-failed -q qosd", seconds=20)
+        deaths += guest.sh("systemctl show -p Result --value qosd") == "signal\n"
+        guest.sh("systemctl reset-failed qosd")
+        assert guest.values() == before, f"killed at effect {point} on {kernel}"
+    assert deaths == 20
+
+
+DIE_AT = '''
+import os, signal, sys
+import qosd.sys, qosd.__main__
+
+point = int(os.environ["DIE_AT"])
+class Dying(qosd.sys.Sys):
+    """Counts the calls of every effect, and those around them, once the daemon writes."""
+    def _count(self):
+        global point
+        point -= 1
+        if point == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def write(self, fd, data):
+        self._count()
+        done = os.write(fd, data)
+        self._count()
+        return done
+    def ftruncate(self, fd, length):
+        self._count()
+        return os.ftruncate(fd, length)
+    def rename(self, old, new):
+        self._count()
+        os.rename(old, new)
+        self._count()
+
+qosd.sys.Sys = Dying
+sys.exit(qosd.__main__.main())
+'''
