@@ -1,7 +1,8 @@
 """LS tail latency and BE work under static modes, peers' laws and qosd, on this machine's own scheduler.
 
 Interleaved rounds: within a round every mode meets the same arrivals, in an order that is shuffled and, in
-the next round, reversed. A segment with steal over 2 % or a machine that others keep busy is run again.
+the next round, reversed. A segment with steal over 2 % or a machine that others keep busy is run again, and
+left out of its round when that does not help.
 """
 
 from __future__ import annotations
@@ -94,11 +95,12 @@ class Bench:
             except KeyboardInterrupt:
                 self.stopped = True
                 return good
-            if one is not None:
+            if one:
                 good.append(one)
         return good
 
-    def _round(self, order: list[Mode], kind: str, pct: float, number: int) -> Round | None:
+    def _round(self, order: list[Mode], kind: str, pct: float, number: int) -> Round:
+        """Every mode once; a mode that was disturbed again and again is missing from it."""
         args = self._args
         load = Load(
             shape(kind, pct),
