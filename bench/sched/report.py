@@ -10,7 +10,8 @@ from bench.sched.stats import Interval, interval, ratios, verdict
 Round = dict[str, Outcome]
 HEAD = (
     "mode", "rounds", "p50 ms", "p99 ms", "p99.9", "p99 / frozen [95 %]", "over SLO %", "excess us",
-    "BE kept % [95 %]", "EMU %", "throttled %", "writes", "slowest 1 %: queue+wake+stretch", "stacked %", "beside the reference",
+    "BE kept % [95 %]", "EMU %", "throttled %", "writes", "slowest 1 %: queue+wake+stretch", "stacked %",
+    "beside the reference",
 )  # fmt: skip
 
 
