@@ -172,8 +172,8 @@ class HostThatReasserts(Host):
 
 
 TestNothingOfOursIsLeft = Host.TestCase
-TestNothingOfOursIsLeft.settings = settings(max_examples=settings.default.max_examples * 4 // 10)
+TestNothingOfOursIsLeft.settings = settings(max_examples=settings.default.max_examples * 3 // 10)
 TestNothingOfOursIsLeftWhenReasserting = HostThatReasserts.TestCase
 TestNothingOfOursIsLeftWhenReasserting.settings = settings(
-    max_examples=settings.default.max_examples * 2 // 10
+    max_examples=settings.default.max_examples * 15 // 100
 )

@@ -1,0 +1,201 @@
+"""The daemon around the ticks, in this process: start after a crash, reload, a tick that fails, the end."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from treekit import Box, text_of
+
+from qosd import engine as engine_module
+from qosd import journal as journal_module
+from qosd.daemon import Daemon, Paths, changed_keys
+from qosd.errors import ConfigError
+from qosd.journal import FILE, read_boot_id
+
+CONFIG = 'interval = "1s"\n[metrics]\nlisten = ""\n[control]\ngroup = "no-such-group"\n'
+
+
+class Host(Box):
+    """A box whose engine is a daemon's."""
+
+    def __init__(self, directory: Path, config: str = CONFIG) -> None:
+        super().__init__(directory)
+        (self.proc / "self").mkdir()
+        (self.proc / "self/cgroup").write_text("0::/system.slice/qosd.service\n")
+        self.config = directory / "qosd.toml"
+        self.config.write_text(config)
+        self.config.chmod(0o644)
+        self.start()
+
+    def start(self) -> None:
+        paths = Paths(
+            str(self.config), str(self.run), str(self.root), proc=str(self.proc), sysfs=str(self.sysfs)
+        )
+        self.daemon = Daemon(self.sys, paths)
+        self.engine = self.daemon.engine
+
+    def daemon_ticks(self, count: int = 6, **cores: float) -> None:
+        for _ in range(count):
+            self.pass_time(1, **cores)
+            self.daemon._tick()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_a_start_after_a_crash_begins_with_the_hosts_own_values(host: Host) -> None:
+    """What a dead daemon left is undone before anything is read as an original."""
+    before = host.contents()
+    host.daemon_ticks(be=2.0)
+    assert host.contents() != before
+
+    host.close()
+    host.start()
+
+    assert host.contents() == before
+    host.daemon_ticks(be=2.0)
+    host.engine.release()
+    assert host.contents() == before
+
+
+def test_a_tick_that_fails_gives_everything_back_and_only_observes_from_then_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = host.contents()
+    host.daemon_ticks(be=2.0)
+
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine_module.governors, "decide", broken)
+    host.daemon_ticks(1, be=2.0)
+    assert host.contents() == before
+    assert "tick failed" in caplog.text
+
+    monkeypatch.undo()
+    written = len(host.sys.writes())
+    host.daemon_ticks(3, be=2.0)
+    assert host.engine.mode == "failed"
+    assert len(host.sys.writes()) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("mode = ", 0o644),
+        ("modee = 'observe'", 0o644),
+        ("interval = '1ms'", 0o644),
+        (CONFIG.replace("1s", "2s"), 0o666),
+        ("", 0o000),
+    ],
+    ids=["half-written", "unknown key", "out of range", "writable by others", "vanished"],
+)
+def test_a_bad_configuration_never_replaces_a_good_one(
+    host: Host, text: str, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.daemon_ticks(be=2.0)
+    held, limit = host.engine.config, text_of(host.root / "be.slice/cpu.max")
+    host.config.write_text(text)
+    host.config.chmod(mode)
+    if mode == 0:
+        host.config.unlink()
+
+    with pytest.raises(ConfigError):
+        host.daemon.reload()
+    host.daemon_ticks(2, be=2.0)
+
+    assert host.engine.config == held
+    assert text_of(host.root / "be.slice/cpu.max") == limit
+    assert host.engine.counters.reloads == {"ok": 0, "refused": 1}
+    assert host.daemon.status is not None
+    assert "qosd.toml" in (host.daemon.status.config_error or "")
+    assert "the old configuration stays" in caplog.text
+
+
+def test_a_good_configuration_replaces_the_bad_news_of_the_last_one(host: Host) -> None:
+    host.config.write_text("kaputt")
+    with pytest.raises(ConfigError):
+        host.daemon.reload()
+    host.config.write_text(CONFIG + "[host]\ncpu_target_pct = 50\n")
+
+    changes = host.daemon.reload()
+    host.daemon_ticks(1)
+
+    assert changes == ["host.cpu_target_pct: 95.0 -> 50.0"]
+    assert host.daemon.status is not None
+    assert host.daemon.status.config_error is None
+
+
+def test_a_storm_of_hups_is_one_reload_with_the_last_text(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reloads: list[str] = []
+    monkeypatch.setattr(host.daemon, "reload", lambda: reloads.append(host.config.read_text()))
+    for number in range(100):
+        host.config.write_text(CONFIG + f"[host]\ncpu_target_pct = {number + 1}\n")
+        host.daemon._on_signals(bytes([signal.SIGHUP]) * 3)
+    assert reloads == []
+    assert host.daemon._reload_asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_end_ends_the_loop(host: Host, number: signal.Signals) -> None:
+    host.daemon._on_signals(bytes([signal.SIGHUP, number]))
+
+    assert host.daemon._stopping
+
+
+def test_deadlines_that_were_missed_are_counted_and_not_caught_up(host: Host) -> None:
+    deadline = host.daemon._now_usec()
+    host.sys.advance(5.5)
+
+    following = host.daemon._next_deadline(deadline, 1_000_000)
+
+    assert following == deadline + 6_000_000
+    assert host.engine.counters.late_ticks == 5
+
+
+def test_every_write_is_logged_with_its_reason(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="qosd"):
+        host.daemon_ticks(be=2.0, ls=1.0)
+
+    assert re.search(r"be\.slice cpu\.max: max 100000 -> \d+ 10000 \(written\): BE may use", caplog.text)
+
+
+def test_an_unwritable_journal_is_said_and_nothing_is_written(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = host.contents()
+    host.sys.fail(30, name="create")
+
+    host.daemon_ticks(be=2.0)
+
+    assert host.contents() == before
+    assert "nothing is written: journal:" in caplog.text
+
+
+def test_a_restore_while_the_journal_lives_on_leaves_the_host_whole(host: Host) -> None:
+    """As by hand beside a daemon that hangs: its next writes are on file again."""
+    before = host.contents()
+    host.daemon_ticks(be=2.0)
+    journal_module.restore_from(host.sys, str(host.run), str(host.root), read_boot_id())
+    assert host.contents() == before
+    host.daemon_ticks(3, be=2.0, ls=2.0)
+
+    host.close()
+    assert (host.run / FILE).exists() or host.contents() == before
+    host.start()
+    assert host.contents() == before
+
+
+def test_changed_keys_name_every_leaf_that_differs() -> None:
+    before = {"a": 1, "b": {"c": 2, "d": [1]}, "e": {"f": 1}}
+    after = {"a": 1, "b": {"c": 3, "d": [2]}, "e": {"f": 1}}
+
+    assert sorted(changed_keys(before, after)) == ["b.c: 2 -> 3", "b.d: [1] -> [2]"]
