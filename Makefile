@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-ebpf bench-net clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ wheel: $(VENV)/stamp build-packages bpf ## dist/qosd-VERSION.whl
 deb: wheel ## dist/qosd_VERSION_ARCH.deb
 	rm -f dist/qosd_*.deb
 	$(RUN) packaging/deb.py dist/qosd-*.whl
+
+bench-cpu: $(VENV)/stamp ## LS latency and BE work: static modes, peers' laws, qosd (root; on a quiet machine)
+	$(RUN) -m bench.sched --loads 10,30,60,80 --shapes steady,bursty,stepping --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
 
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py

@@ -20,7 +20,7 @@ from qosd.sys import Sys
 
 _SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
 _SUSPEND_USEC = 2_000_000  # CLOCK_BOOTTIME runs on in suspend, CLOCK_MONOTONIC does not
-_RELOAD_USEC = 10_000_000  # systemd rewrites attributes after its generators and units: seconds on a busy host
+_RELOAD_USEC = 10_000_000  # systemd rewrites attributes only after its generators have run
 _RELEASE_PASSES = 3  # a burst may wait for its limit, which may wait for nothing
 _RECORDS = 512
 NEVER_TOUCHED = (
@@ -172,8 +172,7 @@ class Engine:
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
         reports: list[Report] = []
-        for _ in range(_RELOAD_USEC = 10_000_000  # systemd rewrites attributes after its generators and units: seconds on a busy host
-_RELEASE_PASSES):
+        for _ in range(_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000
             ledger = {key: msgspec.structs.replace(held, retry_at=0) for key, held in self._ledger.items()}
             self._ledger, plan = diff(Now(now_usec, {}), (), ledger, self.config.ownership)

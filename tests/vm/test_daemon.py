@@ -11,12 +11,7 @@ pytestmark = pytest.mark.vm
 def test_be_is_limited_to_what_ls_and_the_system_leave(guest: Guest) -> None:
     guest.hog(6)
     guest.limited()
-    guest.until(
-        "qosctl status --json | python3 -c 'import json, sys; s = json.load(sys.stdin);"
-        ' sys.exit(not (s["tiers"]["be"]["cpu_cores"] or 0) > 0.5)\''
-    )
-
-    status = guest.status()
+    status = guest.status_when(lambda status: (status["tiers"]["be"]["cpu_cores"] or 0) > 0.5)
 
     assert status["mode"] == "enforce"
     allowance = status["tiers"]["be"]["cpu_allowance_cores"]

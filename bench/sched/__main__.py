@@ -1,0 +1,180 @@
+"""LS tail latency and BE work under static modes, peers' laws and qosd, on this machine's own scheduler.
+
+Interleaved rounds: within a round every mode meets the same arrivals, in an order that is shuffled and, in
+the next round, reversed. A segment with steal over 2 % or a machine that others keep busy is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+
+from bench.sched import report, segment
+from bench.sched.groups import Groups
+from bench.sched.load import Load, Programs, build
+from bench.sched.modes import STANDARD, Mode, parse
+from bench.sched.report import Round
+from bench.sched.segment import Experiment, Outcome
+
+_STEAL_PCT = 2.0
+
+
+def shape(kind: str, pct: float) -> str:
+    """A schedule of MS:PCT whose mean is `pct`, repeating every 1 s (bursty) or 4 s (stepping)."""
+    match kind:
+        case "steady":
+            return f"1000:{pct:g}"
+        case "bursty":
+            high = min(3 * pct, 95.0)
+            return f"800:{(5 * pct - high) / 4:g},200:{high:g}"
+        case "stepping":
+            high = min(1.5 * pct, 95.0)
+            return f"2000:{2 * pct - high:g},2000:{high:g}"
+        case _:
+            raise SystemExit(f"unknown shape {kind!r}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.sched", description=__doc__)
+    parser.add_argument("--loads", default="30", help="LS load in per cent of the machine, comma-separated")
+    parser.add_argument("--shapes", default="steady", help="steady, bursty, stepping")
+    parser.add_argument("--modes", default=" ".join(STANDARD), help="space-separated, as name:key=value,...")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured, of each segment")
+    parser.add_argument("--warmup", type=float, default=2.0, help="dropped, of each segment")
+    parser.add_argument("--work", type=int, default=500, help="microseconds of CPU a request")
+    parser.add_argument("--workers", type=int, default=0, help="LS threads; one a CPU")
+    parser.add_argument("--hogs", type=int, default=0, help="BE threads; two a CPU")
+    parser.add_argument("--slo", type=int, default=2000, help="microseconds")
+    parser.add_argument(
+        "--others", type=float, default=8.0, help="per cent of the machine: more is no quiet round"
+    )
+    parser.add_argument("--retries", type=int, default=3, help="of a disturbed segment")
+    parser.add_argument("--reference", default="qosd", help="the mode that the others are compared with")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    return parser.parse_args()
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace, programs: Programs, groups: Groups) -> None:
+        self._args = args
+        self._programs = programs
+        self._groups = groups
+        self._nr_cpus = len(os.sched_getaffinity(0))
+        self._modes = [parse(label, self._nr_cpus) for label in args.modes.split()]
+        self.labels = [mode.label for mode in self._modes]
+
+    def rounds(self, kind: str, pct: float) -> list[Round]:
+        chance = random.Random(self._args.seed)  # noqa: S311 - an order, not a secret
+        order = list(self._modes)
+        good: list[Round] = []
+        for number in range(self._args.rounds):
+            if number % 2:
+                order.reverse()
+            else:
+                chance.shuffle(order)
+            one = self._round(order, kind, pct, number)
+            if one is not None:
+                good.append(one)
+        return good
+
+    def _round(self, order: list[Mode], kind: str, pct: float, number: int) -> Round | None:
+        args = self._args
+        load = Load(
+            shape(kind, pct),
+            round((args.warmup + args.seconds) * 1000),
+            args.workers or self._nr_cpus,
+            args.seed * 1000 + number,
+            self._nr_cpus,
+            args.work,
+        )
+        experiment = Experiment(load, args.warmup, args.slo, args.hogs or 2 * self._nr_cpus)
+        result: Round = {}
+        for mode in order:
+            outcome = self._quiet(mode, experiment)
+            if outcome is None:
+                _say(f"{kind} {pct:g} % round {number + 1}: disturbed, discarded")
+                return None
+            result[mode.label] = outcome
+        p99 = "  ".join(
+            f"{label} {result[label].p99:.2f}/{result[label].kept_pct:.0f}" for label in self.labels
+        )
+        _say(f"{kind} {pct:g} % round {number + 1}/{args.rounds} (p99 ms/BE kept %): {p99}")
+        return result
+
+    def _quiet(self, mode: Mode, experiment: Experiment) -> Outcome | None:
+        """A segment that nobody disturbed, or None."""
+        for _ in range(self._args.retries + 1):
+            outcome = segment.run(self._programs, self._groups, mode, experiment)
+            if outcome.steal_pct <= _STEAL_PCT and outcome.system_pct <= self._args.others:
+                return outcome
+            _say(f"  {mode.label}: steal {outcome.steal_pct:.1f} %, others {outcome.system_pct:.1f} %: again")
+        return None
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _stop(_signum: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    args = _arguments()
+    if os.geteuid() != 0:
+        raise SystemExit("bench.sched makes cgroups of its own and needs root")
+    signal.signal(signal.SIGTERM, _stop)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="qosd-bench-"))
+        programs = build(directory)
+        groups = Groups()
+        stack.callback(groups.remove)
+        return _measure(args, Bench(args, programs, groups), groups.hierarchy)
+
+
+def _measure(args: argparse.Namespace, bench: Bench, hierarchy: str) -> int:
+    machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}, {hierarchy}"
+    results, texts = [], []
+    for kind in args.shapes.split(","):
+        for pct in map(float, args.loads.split(",")):
+            rounds = bench.rounds(kind, pct)
+            if not rounds:
+                print(f"LS {pct:g} % {kind}: no undisturbed round")
+                continue
+            reference = args.reference if args.reference in bench.labels else None
+            table = report.rows(rounds, bench.labels, reference)
+            title = f"LS {pct:g} % {kind}, {len(rounds)} rounds of {args.seconds:g} s, {machine}"
+            print(f"\n{title}\n{report.plain(table)}", flush=True)
+            texts.append(f"### {title}\n\n{report.markdown(table)}\n")
+            outcomes = [{label: dataclasses.asdict(o) for label, o in one.items()} for one in rounds]
+            results.append({"shape": kind, "load_pct": pct, "machine": machine, "rounds": outcomes})
+    _save(args, results, texts)
+    return 0 if results else 1
+
+
+def _save(args: argparse.Namespace, results: list[dict[str, object]], texts: list[str]) -> None:
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+    if args.markdown:
+        with open(args.markdown, "w", encoding="utf-8") as file:
+            file.write("\n".join(texts))
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,73 @@
+"""The tables: for the terminal, for docs, as JSON."""
+
+from __future__ import annotations
+
+import statistics
+
+from bench.sched.segment import Outcome
+from bench.sched.stats import Interval, interval, ratios, verdict
+
+Round = dict[str, Outcome]
+HEAD = (
+    "mode", "p50 ms", "p99 ms", "p99.9", "p99 / frozen [95 %]", "over SLO %", "excess us", "BE kept % [95 %]",
+    "EMU %", "throttled %", "writes", "slowest 1 %: queue+wake+stretch", "stacked %", "beside the reference",
+)  # fmt: skip
+
+
+def rows(rounds: list[Round], modes: list[str], reference: str | None) -> list[tuple[str, ...]]:
+    return [_row(rounds, mode, reference) for mode in modes]
+
+
+def _row(rounds: list[Round], mode: str, reference: str | None) -> tuple[str, ...]:
+    of = [one[mode] for one in rounds]
+    solo = [one["frozen"] for one in rounds] if "frozen" in rounds[0] else None
+    against = interval(ratios([o.p99 for o in of], [o.p99 for o in solo])) if solo else None
+    return (
+        mode,
+        f"{_median(of, 'p50'):.2f}",
+        f"{_median(of, 'p99'):.2f}",
+        f"{_median(of, 'p999'):.1f}",
+        _bracket(against, 2),
+        f"{_median(of, 'over_slo_pct'):.2f}",
+        f"{_median(of, 'excess_usec'):.1f}",
+        _bracket(interval([o.kept_pct for o in of]), 0),
+        f"{_median(of, 'emu_pct'):.0f}",
+        f"{_median(of, 'throttled_pct'):.0f}",
+        f"{_median(of, 'writes'):.0f}",
+        " + ".join(f"{_median(of, f'slow_{part}_ms'):.1f}" for part in ("queue", "wake", "stretch")),
+        f"{_median(of, 'stacked_pct'):.1f}",
+        _beside(rounds, mode, reference),
+    )
+
+
+def _beside(rounds: list[Round], mode: str, reference: str | None) -> str:
+    """The mode against the reference, round by round: p99, BE work, and who dominates."""
+    if reference is None or mode in (reference, "frozen"):
+        return ""
+    latency = interval(ratios([one[mode].p99 for one in rounds], [one[reference].p99 for one in rounds]))
+    work = interval(ratios([one[mode].be_pct for one in rounds], [one[reference].be_pct for one in rounds]))
+    return f"p99 x{_bracket(latency, 2)}, BE x{_bracket(work, 2)}: {verdict(latency, work)}"
+
+
+def _median(outcomes: list[Outcome], field: str) -> float:
+    return statistics.median(getattr(outcome, field) for outcome in outcomes)
+
+
+def _bracket(value: Interval | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value.median:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def plain(table: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in (HEAD, *table)) for i in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (HEAD, *table)
+    )
+
+
+def markdown(table: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""One segment: one mode under one load for some seconds, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from bench.sched.groups import Groups
+from bench.sched.load import Hogs, Load, Programs, Request, Service
+from bench.sched.modes import Controller, Mode
+from qosd.procfs import parse_stat
+
+_LEAD_SEC = 0.2
+_FIRST_TICKS = (0.0, 0.5, 1.0, 1.5)
+"""A controller is taken to have run before: it looks more often at first, within the warm-up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    load: Load
+    warmup_sec: float
+    slo_usec: int
+    hogs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Latencies in milliseconds, shares of the machine in per cent."""
+
+    mode: str
+    p50: float
+    p99: float
+    p999: float
+    over_slo_pct: float
+    excess_usec: float
+    """Mean over all requests of the time beyond the SLO."""
+    ls_pct: float
+    be_pct: float
+    """BE work, as the share of the machine that it would take undisturbed."""
+    system_pct: float
+    steal_pct: float
+    kept_pct: float
+    """BE work as a share of what LS and system left."""
+    emu_pct: float
+    throttled_pct: float
+    """Share of periods in which BE was throttled."""
+    writes: int
+    requests: int
+    slow_queue_ms: float
+    """Of the slowest 1 % of requests, what made up their latency, on average: waiting for a worker,"""
+    slow_wake_ms: float
+    """a worker that was free and woke late,"""
+    slow_stretch_ms: float
+    """and work that took longer than it does undisturbed."""
+    stacked_pct: float
+    """Share of requests whose work overlapped another's on the same CPU: LS in LS's own way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mark:
+    at_ns: int
+    busy: int
+    steal: int
+    ls: int
+    be: int
+    work: int
+    periods: int
+    throttled: int
+
+
+def run(programs: Programs, groups: Groups, mode: Mode, experiment: Experiment) -> Outcome:
+    groups.reset()
+    load = experiment.load
+    hogs = Hogs(programs, groups, experiment.hogs)
+    start_ns = time.monotonic_ns() + round(_LEAD_SEC * 1e9)
+    service = Service(programs, groups, load, start_ns)
+    controller: Controller | None = None
+    try:
+        if mode.frozen:
+            hogs.freeze()
+        controller = mode.apply(groups)
+        marks = _drive(groups, hogs, controller, start_ns, experiment)
+        requests = service.requests()
+    finally:
+        service.close()
+        hogs.close()
+        if controller is not None:
+            controller.close()
+    writes = controller.writes if controller is not None else 0
+    warm = [request for request in requests if request.intended >= experiment.warmup_sec * 1e9]
+    return _outcome(mode.label, warm, marks, writes, experiment)
+
+
+def _drive(
+    groups: Groups, hogs: Hogs, controller: Controller | None, start_ns: int, experiment: Experiment
+) -> tuple[_Mark, _Mark]:
+    """Tick the controller until the end; the state of the world after the warm-up and at the end."""
+    duration = experiment.load.duration_ms / 1000
+    due: list[tuple[float, str]] = [(experiment.warmup_sec, "mark"), (duration, "mark")]
+    if controller is not None:
+        ticks = list(_FIRST_TICKS)
+        while ticks[-1] + controller.interval < duration:
+            ticks.append(ticks[-1] + controller.interval)
+        due += [(at, "tick") for at in ticks]
+    marks = []
+    for at, what in sorted(due):
+        time.sleep(max((start_ns - time.monotonic_ns()) / 1e9 + at, 0))
+        if what == "mark":
+            marks.append(_mark(groups, hogs))
+        elif controller is not None:
+            controller.tick()
+    return marks[0], marks[1]
+
+
+def _mark(groups: Groups, hogs: Hogs) -> _Mark:
+    with open("/proc/stat", "rb") as file:
+        cpu = parse_stat(file.read(65536), os.sysconf("SC_CLK_TCK"))
+    ls, be = groups.ls.usage_usec(), groups.be.usage_usec()
+    periods, throttled, _ = groups.be.throttled()
+    now = time.monotonic_ns()
+    return _Mark(now, cpu.busy_usec, cpu.steal_usec, ls, be, hogs.work_usec(), periods, throttled)
+
+
+def _outcome(
+    label: str, requests: list[Request], marks: tuple[_Mark, _Mark], writes: int, experiment: Experiment
+) -> Outcome:
+    before, after = marks
+    nr_cpus = experiment.load.nr_cpus
+    whole = (after.at_ns - before.at_ns) / 1000 * nr_cpus
+    ls = (after.ls - before.ls) / whole
+    be = (after.be - before.be) / whole
+    work = (after.work - before.work) / whole
+    system = max((after.busy - before.busy) / whole - ls - be, 0.0)
+    latencies = sorted(request.latency for request in requests)
+    slo = experiment.slo_usec * 1000
+    excess = sum(max(latency - slo, 0) for latency in latencies) / len(latencies) / 1000
+    periods = after.periods - before.periods
+    done = len(requests) * experiment.load.work_usec / whole
+    return Outcome(
+        label,
+        p50=_quantile(latencies, 0.5),
+        p99=_quantile(latencies, 0.99),
+        p999=_quantile(latencies, 0.999),
+        over_slo_pct=100 * sum(latency > slo for latency in latencies) / len(latencies),
+        excess_usec=excess,
+        ls_pct=100 * ls,
+        be_pct=100 * work,
+        system_pct=100 * system,
+        steal_pct=100 * (after.steal - before.steal) / whole,
+        kept_pct=100 * work / max(1 - ls - system, 0.01),
+        emu_pct=100 * (done + work),
+        throttled_pct=100 * (after.throttled - before.throttled) / periods if periods else 0.0,
+        writes=writes,
+        requests=len(requests),
+        stacked_pct=_stacked_pct(requests),
+        **_slowest(requests, experiment.load.work_usec * 1000),
+    )
+
+
+def _slowest(requests: list[Request], work: int) -> dict[str, float]:
+    """Where the slowest 1 % spent their time."""
+    slow = sorted(requests, key=lambda request: request.latency)[-max(len(requests) // 100, 1) :]
+    queue = sum(request.latency - request.service - request.wake for request in slow)
+    wake = sum(request.wake for request in slow)
+    stretch = sum(max(request.service - work, 0) for request in slow)
+    names = ("slow_queue_ms", "slow_wake_ms", "slow_stretch_ms")
+    return {name: total / len(slow) / 1e6 for name, total in zip(names, (queue, wake, stretch), strict=True)}
+
+
+def _stacked_pct(requests: list[Request]) -> float:
+    """By overlap on the CPU where each began, also for one that was moved later."""
+    until: dict[int, int] = {}
+    stacked = 0
+    begun = sorted((r.intended + r.latency - r.service, r.intended + r.latency, r.cpu) for r in requests)
+    for begin, end, cpu in begun:
+        stacked += until.get(cpu, 0) > begin
+        until[cpu] = max(until.get(cpu, 0), end)
+    return 100 * stacked / len(requests)
+
+
+def _quantile(ordered: list[int], share: float) -> float:
+    """In milliseconds; the smallest latency that `share` of the requests do not exceed."""
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] / 1e6
