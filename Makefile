@@ -53,6 +53,10 @@ deb: wheel ## dist/qosd_VERSION_ARCH.deb
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py
 
+lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB="run -- uname -a" for one command)
+	packaging/bootstrap lab
+	$(RUN) -m qosd.lab $(or $(LAB),shell)
+
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 	$(RUN) bench/ebpf.py
 

@@ -125,22 +125,34 @@ def ping_rounds(link: int) -> dict[str, list[tuple[float, float]]]:
         other = lab.cgroup("other")
         tc, ifindex = Tc(), lab.link("u0").ifindex
         tc.build(shape(ifindex, link, int(0.9 * link)))
-        for cgroup, ports in ((be, (5000, 5001)), (other, (5002, 5003))):
+        be_ports, other_ports = (5000, 5001), (5002, 5003)
+        for cgroup, ports in ((be, be_ports), (other, other_ports)):
             for _ in range(4):
                 for port in ports:
                     lab.send(port, cgroup=cgroup)
-        lab.sink().settled_rate_bps((5000, 5001, 5002, 5003), 0.1)
+        lab.sink().settled_rate_bps(be_ports + other_ports, 0.1)
         order = list(results)
         for index in range(PING_ROUNDS):
             for mode in order if index % 2 == 0 else reversed(order):
                 freeze(be, frozen=mode != "qosd")
                 freeze(other, frozen=mode != "uncontrolled")
-                time.sleep(0.5)
+                still = {"frozen": (be_ports + other_ports), "qosd": other_ports, "uncontrolled": be_ports}[
+                    mode
+                ]
+                drain(lab, still)
                 results[mode].append(ping("10.9.0.2", PING_SECONDS))
         freeze(be, frozen=False)
         freeze(other, frozen=False)
         tc.close()
     return results
+
+
+def drain(lab: Lab, ports: tuple[int, ...]) -> None:
+    """A frozen process's kernel goes on sending what its sockets hold, megabytes each: wait for the end of
+    that."""
+    deadline = time.monotonic() + 30
+    while any(rate for port, rate in lab.sink().rate_bps(0.3).items() if port in ports):
+        assert time.monotonic() < deadline, f"traffic on {ports} although frozen"
 
 
 def freeze(cgroup: Path, *, frozen: bool) -> None:

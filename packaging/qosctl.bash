@@ -2,7 +2,8 @@
 _qosctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= i
     local -A options=(
-        [check]='--json' [decisions]='--since --path --json' [explain]='--file --json' [pause]='--json'
+        [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
+        [explain]='--file --json' [pause]='--json'
         [reload]='--json' [restore]='--json' [resume]='--json' [run]='--user' [status]='--watch --json'
     )
     COMPREPLY=()
@@ -14,7 +15,7 @@ _qosctl() {
         esac
     done
     case $previous in
-        --socket) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
         --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus' -- "$current"); return ;;
         --since) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;

@@ -200,6 +200,8 @@ class Daemon:
             config = read_config(self._paths.config)
         except ConfigError as error:
             self._config_error = str(error)
+            if self.status is not None:  # whoever asked looks at the status next, not a tick later
+                self.status = msgspec.structs.replace(self.status, config_error=self._config_error)
             self._engine.counters.reloads["refused"] += 1
             log.error("reload refused, the old configuration stays: %s", error)  # noqa: TRY400 - no traceback
             raise

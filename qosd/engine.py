@@ -20,6 +20,7 @@ from qosd.sys import Sys
 
 _SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
 _SUSPEND_USEC = 2_000_000  # CLOCK_BOOTTIME runs on in suspend, CLOCK_MONOTONIC does not
+_RELOAD_USEC = 10_000_000  # systemd rewrites attributes after its generators and units: seconds on a busy host
 _RELEASE_PASSES = 3  # a burst may wait for its limit, which may wait for nothing
 _RECORDS = 512
 NEVER_TOUCHED = (
@@ -85,6 +86,7 @@ class Engine:
         self._prev: Snapshot | None = None
         self._tick = 0
         self._next_record = 1
+        self._reloaded_usec: int | None = None
         self._heard: dict[str, int] = {}
         self.counters = Counters()
         self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
@@ -149,7 +151,9 @@ class Engine:
         self, now: Snapshot, prev: Snapshot | None, decision: governors.Decision, files: dict[Key, str]
     ) -> tuple[Plan, Report]:
         """Enforce the decision, or only show it: in every mode but enforce what is ours is released."""
-        reloaded = prev is not None and now.systemd_stamp != prev.systemd_stamp
+        if prev is not None and now.systemd_stamp != prev.systemd_stamp:
+            self._reloaded_usec = now.monotonic_usec
+        reloaded = self._reloaded_usec is not None and now.monotonic_usec - self._reloaded_usec < _RELOAD_USEC
         at = Now(now.monotonic_usec, files, reloaded)
         if self.mode == Mode.ENFORCE.value:
             self._ledger, plan = diff(at, decision.desired, self._ledger, self.config.ownership)
@@ -168,7 +172,8 @@ class Engine:
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
         reports: list[Report] = []
-        for _ in range(_RELEASE_PASSES):
+        for _ in range(_RELOAD_USEC = 10_000_000  # systemd rewrites attributes after its generators and units: seconds on a busy host
+_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000
             ledger = {key: msgspec.structs.replace(held, retry_at=0) for key, held in self._ledger.items()}
             self._ledger, plan = diff(Now(now_usec, {}), (), ledger, self.config.ownership)

@@ -6,7 +6,7 @@ import grp
 import os
 import socket
 import struct
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ DEFAULT_SOCKET = "/run/qosd/control.sock"
 _TIMEOUT = 5.0  # more than the two seconds the daemon gives a connection
 _HEADER = struct.Struct(">I")
 _CODES = {"not-permitted": NOT_PERMITTED, "config": REFUSED_CONFIG}
+
+
+T = TypeVar("T")
 
 
 class Reply(msgspec.Struct):
@@ -35,6 +38,20 @@ def ask(path: str, command: str, **arguments: Any) -> bytes:  # noqa: ANN401 - a
     if reply.error is not None:
         raise Failure(reply.error, _CODES.get(reply.kind or "", NO))
     return bytes(reply.ok)
+
+
+def ask_for(path: str, command: str, kind: type[T]) -> T:
+    """The answer as a value. Raises `Failure`, also when the two are of different versions."""
+    answer = ask(path, command)
+    if answer == b"null":
+        raise Failure("qosd has not finished a tick yet; if this lasts: journalctl -u qosd -n 20", NO)
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.ValidationError as error:
+        raise Failure(
+            f"qosd answers what this qosctl does not know ({error}): systemctl restart qosd after an upgrade",
+            NO,
+        ) from None
 
 
 def is_running(path: str) -> bool:

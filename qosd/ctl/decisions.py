@@ -16,7 +16,7 @@ from qosd.status import DecisionRecord
 
 def fetch(socket: str) -> tuple[DecisionRecord, ...]:
     """What the daemon remembers, oldest first."""
-    return msgspec.json.decode(client.ask(socket, "decisions"), type=tuple[DecisionRecord, ...])
+    return client.ask_for(socket, "decisions", tuple[DecisionRecord, ...])
 
 
 def select(

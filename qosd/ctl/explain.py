@@ -171,8 +171,8 @@ def _reason(reason: Reason, since_tick: float) -> Iterator[tuple[str, str]]:
 
 def show(socket: str, name: str, file: str | None, *, json: bool) -> None:
     """Raises `Failure` when there is no such cgroup, or qosd wants nothing of the file."""
-    status = msgspec.json.decode(client.ask(socket, "status"), type=Status)
-    rules = msgspec.json.decode(client.ask(socket, "config"), type=_Rules).workload
+    status = client.ask_for(socket, "status", Status)
+    rules = client.ask_for(socket, "config", _Rules).workload
     records = decisions.fetch(socket)
     mount = cgroup2_mount()
     known: Mapping[str, str] = {workload.path: workload.name for workload in status.workloads}

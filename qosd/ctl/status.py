@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -240,5 +239,4 @@ def show(socket: str, *, watch: bool) -> None:
 
 
 def _current(socket: str, width: int) -> Group:
-    status = msgspec.json.decode(client.ask(socket, "status"), type=Status)
-    return render(status, time.time(), width)
+    return render(client.ask_for(socket, "status", Status), time.time(), width)

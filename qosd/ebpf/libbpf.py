@@ -31,6 +31,8 @@ BPF_STATS_RUN_TIME = 0
 BPF_NOEXIST = 1
 BTF_KIND_TYPEDEF = 8
 
+CGROUP_ITER_DESCENDANTS_PRE = 2
+
 MAP_PERCPU_HASH = 5
 MAP_LRU_PERCPU_HASH = 10
 
@@ -39,6 +41,18 @@ class OpenOptions(ctypes.Structure):
     """struct bpf_object_open_opts up to object_name; libbpf reads as far as `sz` says."""
 
     _fields_ = (("sz", c_size_t), ("object_name", c_char_p))
+
+
+class IteratorTarget(ctypes.Structure):
+    """union bpf_iter_link_info, its cgroup member: the walk's order and the cgroup to begin at."""
+
+    _fields_ = (("order", c_uint32), ("cgroup_fd", c_uint32), ("cgroup_id", c_uint64))
+
+
+class IteratorOptions(ctypes.Structure):
+    """As the C struct bpf_iter_attach_opts."""
+
+    _fields_ = (("sz", c_size_t), ("link_info", c_void_p), ("link_info_len", c_uint32))
 
 
 _DECLARATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {

@@ -15,7 +15,16 @@ from qosd.ebpf.errors import (
     ObjectMissingError,
     RefusedError,
 )
-from qosd.ebpf.libbpf import BTF_KIND_TYPEDEF, Library, OpenOptions, checked, each
+from qosd.ebpf.libbpf import (
+    BTF_KIND_TYPEDEF,
+    CGROUP_ITER_DESCENDANTS_PRE,
+    IteratorOptions,
+    IteratorTarget,
+    Library,
+    OpenOptions,
+    checked,
+    each,
+)
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
 
 VMLINUX_BTF = "/sys/kernel/btf/vmlinux"
@@ -135,6 +144,24 @@ class Object:
     def attach_cgroup(self, program: str, cgroup_fd: int) -> int:
         """Attach to a cgroup beside whatever else is there (a bpf_link is BPF_F_ALLOW_MULTI)."""
         return self._hold(program, self._call.bpf_program__attach_cgroup(self._programs[program], cgroup_fd))
+
+    def attach_cgroup_iterator(self, program: str, cgroup_fd: int) -> int:
+        """A walk over the cgroup and all below, parents first; `run_iterator` does it."""
+        target = IteratorTarget(CGROUP_ITER_DESCENDANTS_PRE, cgroup_fd, 0)
+        size = ctypes.sizeof(IteratorOptions)
+        options = IteratorOptions(size, ctypes.addressof(target), ctypes.sizeof(target))
+        pointer = self._programs[program]
+        return self._hold(program, self._call.bpf_program__attach_iter(pointer, ctypes.byref(options)))
+
+    def run_iterator(self, link: int) -> None:
+        """One walk; what the program writes to its seq_file is dropped."""
+        made = self._call.bpf_iter_create(self._call.bpf_link__fd(link))
+        fd = checked(f"{self.name}: bpf_iter_create", made)
+        try:
+            while os.read(fd, 4096):
+                pass
+        finally:
+            os.close(fd)
 
     def _hold(self, program: str, link: int | None) -> int:
         if link is None and ctypes.get_errno() in (errno.EPERM, errno.EACCES):

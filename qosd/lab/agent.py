@@ -94,7 +94,7 @@ class Agent:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd="/root",
+                cwd="/",
                 env=ENVIRONMENT,
                 start_new_session=True,
             )

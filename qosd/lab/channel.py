@@ -78,7 +78,7 @@ class Job:
             self._channel.send({"id": self._number, "op": "kill", "signal": int(number)})
 
     def receive(self, message: dict[str, Any]) -> bool:
-        """Take one of the agent's messages; True when it was the last. The channel calls it, under its lock."""
+        """Take one of the agent's messages, under the channel's lock; True when it was the last."""
         if message["op"] == "exit":
             self._status = message["status"]
             return True

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 BOOT_TIMEOUT = 180.0
 POWER_OFF_TIMEOUT = 30.0
 CONSOLES_KEPT = 20
-# Whatever ends us: the kernel sends the signal when the thread that started the process is gone.
+# Whatever ends us: the kernel signals it when the thread that started it is gone. A process that gains
+# capabilities, as in a new user namespace, has to ask again.
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -96,6 +97,10 @@ class Machine:
     def running(self) -> bool:
         return self._qemu.poll() is None
 
+    @property
+    def qemu_pid(self) -> int:
+        return self._qemu.pid
+
     def power_off(self) -> None:
         """Shut the guest down, or after a bounded wait kill it. Harmless when it is off already."""
         with self._cleanup, contextlib.suppress(MachineLostError, subprocess.TimeoutExpired):
@@ -107,6 +112,10 @@ class Machine:
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         tail = "\n".join(text.splitlines()[-lines:])
         return f"--- the end of {self.console}\n{tail}"
+
+    def _last_words(self, directory: Path) -> str:
+        logs = (directory / "virtiofsd.log", directory / "qemu.log")
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists()) + self.console_tail()
 
     def _start(self, image: Image) -> None:
         started = time.monotonic()
@@ -125,7 +134,7 @@ class Machine:
             )
             command = qemu_command(self.hardware, image, wiring)
             self._qemu = self._spawn(command, directory / "qemu.log", pass_fds=(theirs.fileno(),))
-        self._channel = Channel(ours, lambda: f"{_read(directory / 'qemu.log')}{self.console_tail()}")
+        self._channel = Channel(ours, lambda: self._last_words(directory))
         self._channel.wait_for_agent(BOOT_TIMEOUT)
         self.seconds_to_agent = time.monotonic() - started
         self._settle()
@@ -159,18 +168,17 @@ class Machine:
             listener.bind(str(path))
             listener.listen(1)
             fd = listener.fileno()
-            command = [_virtiofsd_program(), f"--fd={fd}", "-o", f"source={self.share}", "-o", "cache=auto"]
-            self._spawn([*command, "-o", "sandbox=chroot"], directory / "virtiofsd.log", pass_fds=(fd,))
+            # It wants to be root; in a user namespace, files that the guest's root makes are the user's.
+            as_root = () if os.geteuid() == 0 else ("unshare", "--map-root-user", *DIES_WITH_US)
+            options = ("-o", f"source={self.share}", "-o", "cache=auto", "-o", "sandbox=chroot")
+            command = [*as_root, _virtiofsd_program(), f"--fd={fd}", *options]
+            self._spawn(command, directory / "virtiofsd.log", pass_fds=(fd,))
         return path
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _virtiofsd_program() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from qosd.ebpf.errors import BpfError
 from qosd.ebpf.skbprio import ClassId, SkbPrio
 from qosd.errors import CgroupGone
 from qosd.model import CgroupId, Tier, Workload
@@ -44,8 +45,11 @@ class Classifier:
         self._skbprio = skbprio
         self._held: dict[CgroupId, int | None] = {}
 
-    def sync(self, wanted: Mapping[CgroupId, int | None], open_dir: Callable[[CgroupId], int]) -> None:
-        """Attach, change and detach; `open_dir` opens a cgroup's directory, raising CgroupGone."""
+    def sync(
+        self, wanted: Mapping[CgroupId, int | None], open_dir: Callable[[CgroupId], int]
+    ) -> tuple[str, ...]:
+        """Attach, change and detach; returns what was refused. `open_dir` raises CgroupGone."""
+        errors: list[str] = []
         for cgroup in self._held.keys() - wanted.keys():
             self._skbprio.detach(cgroup)
             del self._held[cgroup]
@@ -58,9 +62,12 @@ class Classifier:
                 continue
             try:
                 self._skbprio.attach(cgroup, fd, _words(class_id))
+                self._held[cgroup] = class_id
+            except BpfError as error:
+                errors.append(str(error))
             finally:
                 os.close(fd)
-            self._held[cgroup] = class_id
+        return tuple(errors)
 
     def traffic(self) -> Mapping[CgroupId, Traffic]:
         """What each workload sent over all devices, as IP packets, since it was attached."""
@@ -71,7 +78,7 @@ class Classifier:
         return sum(
             count.bytes
             for cgroup, count in self.traffic().items()
-            if self._held[cgroup] not in (None, LS_CLASS)
+            if self._held.get(cgroup) not in (None, LS_CLASS)
         )
 
     def close(self) -> None:

@@ -150,3 +150,15 @@ def read_default_uplinks(proc: str = "/proc/net") -> tuple[str, ...]:
         except FileNotFoundError:
             texts.append("")
     return parse_default_routes(*texts)
+
+
+def resolve(names: tuple[str, ...], present: dict[int, LinkSample], held: dict[int, str]) -> dict[str, int]:
+    """Configured name → ifindex. A name that no device bears any more stays with the one we hold for it."""
+    by_name = {link.name: ifindex for ifindex, link in present.items()}
+    renamed = {configured: ifindex for ifindex, configured in held.items() if ifindex in present}
+    found: dict[str, int] = {}
+    for name in names:
+        ifindex = by_name.get(name, renamed.get(name))
+        if ifindex is not None and ifindex not in found.values():
+            found[name] = ifindex
+    return found

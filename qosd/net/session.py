@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from qosd.ebpf.errors import BpfError
-from qosd.ebpf.libbpf import Library
-from qosd.ebpf.skbprio import SkbPrio
-from qosd.errors import CgroupGone
-from qosd.model import Tier
 from qosd.net import shaping
-from qosd.net.classify import Classifier, wanted_classes
-from qosd.net.config import parse_dscp
-from qosd.net.marking import Marking, Settings
-from qosd.net.uplinks import Event, Host, Uplinks, UplinkStatus
+from qosd.net.held import Event, Host, UplinkStatus
+from qosd.net.programs import Programs, Wanted
+from qosd.net.uplinks import Uplinks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,14 +23,6 @@ if TYPE_CHECKING:
     from qosd.model import CgroupId, Workload
     from qosd.net.config import Net
     from qosd.net.model import NetSample, Shape
-
-
-class Programs(msgspec.Struct, frozen=True):
-    """The BPF halves, None where this host cannot run them; `errors` says why, for the log and doctor."""
-
-    classifier: Classifier | None = None
-    marking: Marking | None = None
-    errors: tuple[str, ...] = ()
 
 
 class NetStatus(msgspec.Struct, frozen=True, gc=False):
@@ -52,22 +38,6 @@ class NetStatus(msgspec.Struct, frozen=True, gc=False):
     """Through pyroute2: reading classes and shaping. Looking at devices after an event is not in it."""
 
 
-def open_programs(config: Net) -> Programs:
-    """Load what the configuration asks for. Without a classifier all traffic is in LS's class."""
-    errors: list[str] = []
-    classifier: Classifier | None = None
-    marking: Marking | None = None
-    try:
-        library = Library()
-        classifier = Classifier(SkbPrio.open(library))
-        if mark_settings(config).wanted:
-            marking = Marking.open(library)
-    except BpfError as error:
-        what = "BE's packets cannot be told apart" if classifier is None else "no DSCP and no marks"
-        errors.append(f"{what}: {error}")
-    return Programs(classifier, marking, tuple(errors))
-
-
 class Network:
     """Wires the governor to the kernel; keeps the tick before and the governor's state."""
 
@@ -76,7 +46,6 @@ class Network:
     ) -> None:
         self.uplinks = Uplinks(config, ownership, host)
         self._programs = programs
-        self._errors: tuple[str, ...] = programs.errors
         self._prev: NetSample | None = None
         self._state = shaping.INITIAL
         self._wanted: tuple[Shape, ...] = ()
@@ -100,10 +69,9 @@ class Network:
 
         `open_dir` opens a workload's directory and raises CgroupGone; None means observe: nothing is changed.
         """
-        events = self.on_readable(now_usec) + self.uplinks.refresh(now_usec)
-        classifier = self._programs.classifier
-        sent = classifier.be_sent_bytes() if classifier is not None else None
-        now = self.uplinks.sample(now_usec, sent)
+        self.uplinks.on_readable()
+        events = self.uplinks.refresh(now_usec)
+        now = self.uplinks.sample(now_usec, self._programs.be_sent_bytes())
         wanted = shaping.wants_classes(self.uplinks.config, self._prev, now, self._state)
         now = self.uplinks.read_classes(now, wanted)
         self._state, self._wanted = shaping.decide(self.uplinks.config, self._prev, now, self._state, limits)
@@ -112,69 +80,34 @@ class Network:
             return events
         # Shaped first: a class id that no qdisc knows does no harm, but neither does it any good.
         events += self.uplinks.apply(self._wanted, now_usec)
-        self._classify(workloads, limits, open_dir)
+        wants = Wanted(workloads, limits, frozenset(self.uplinks.held), self.uplinks.veths)
+        self._programs.sync(self.uplinks.config, wants, open_dir)
         return events
 
     def release(self) -> tuple[Event, ...]:
         """Pause, observe, a failed tick: give everything back; the next tick that enforces starts anew."""
-        if self._programs.classifier is not None:
-            self._programs.classifier.sync({}, _never)
-        if self._programs.marking is not None:
-            self._programs.marking.sync((), ())
+        self._programs.release()
         self._state = shaping.INITIAL
         return self.uplinks.release()
 
     def reload(self, config: Net) -> None:
         """At the next tick: new uplinks are shaped, those no longer listed released."""
         self.uplinks.reload(config)
+        self._programs.retry()
 
     def status(self) -> NetStatus:
-        classifier = self._programs.classifier
         degraded = (self.uplinks.degraded,) if self.uplinks.degraded is not None else ()
         return NetStatus(
             uplinks=self.uplinks.status(),
             refused=dict(self.uplinks.refused),
-            degraded=(*degraded, *self._errors),
+            degraded=(*degraded, *self._programs.errors),
             wanted=self._wanted,
-            traffic=classifier.traffic() if classifier is not None else {},
+            traffic=self._programs.traffic(),
             netlink_requests=self.uplinks.tc.requests,
         )
 
     def close(self) -> tuple[Event, ...]:
         """Stop: everything back, sockets and programs closed."""
         events = self.uplinks.close()
-        if self._programs.classifier is not None:
-            self._programs.classifier.close()
-        if self._programs.marking is not None:
-            self._programs.marking.close()
+        self._programs.close()
         return events
-
-    def _classify(
-        self,
-        workloads: tuple[Workload, ...],
-        limits: tuple[tuple[str, int], ...],
-        open_dir: Callable[[CgroupId], int],
-    ) -> None:
-        settings = mark_settings(self.uplinks.config)
-        classifier, marking = self._programs.classifier, self._programs.marking
-        if classifier is not None:
-            classes = wanted_classes(workloads, limits, mark_ls=settings.dscp_ls is not None)
-            classifier.sync(classes, open_dir)
-        if marking is None or not settings.wanted:
-            return
-        marking.configure(settings, [each.id for each in workloads if each.tier is Tier.BE])
-        veths = self.uplinks.veths if settings.mark is not None else frozenset[int]()
-        errors = marking.sync(self.uplinks.held, veths)
-        self._errors = (*self._programs.errors, *errors)
-
-
-def mark_settings(config: Net) -> Settings:
-    return Settings(
-        dscp_be=None if config.dscp_be is None else parse_dscp(config.dscp_be),
-        dscp_ls=None if config.dscp_ls is None else parse_dscp(config.dscp_ls),
-        mark=config.forwarded_mark,
-    )
-
-
-def _never(cgroup: CgroupId) -> int:
-    raise CgroupGone(f"cgroup {cgroup}: nothing is attached any more")

@@ -254,7 +254,10 @@ class Tc:
         if self.route is None:
             from pyroute2 import IPRoute  # noqa: PLC0415 - 24 MB that only hosts with [net] pay for
 
-            self.route = IPRoute()
+            try:
+                self.route = IPRoute()
+            except OSError as error:
+                raise TcError(Fault.OTHER, "open netlink", error.errno or 0) from error
             self.sent_here = 0
         return self.route
 

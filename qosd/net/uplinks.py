@@ -6,11 +6,12 @@ under its old name is a new one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from qosd.net import links, rtnl, undo
+from qosd.net.held import Event, Held, Host, UplinkStatus
 from qosd.net.model import ClassSample, NetSample, Shape, UplinkSample
 from qosd.net.monitor import Monitor
 from qosd.net.tc import Fault, Tc, TcError
@@ -21,49 +22,6 @@ if TYPE_CHECKING:
     from qosd.net.device import LinkSample, QdiscSample
 
 NO_HTB = "the kernel has no HTB (module sch_htb): BE egress is not shaped"
-
-
-class Host(NamedTuple):
-    """Where the facts are; tests run in network namespaces, whose sysfs is mounted elsewhere."""
-
-    sysfs_net: str = links.SYSFS_NET
-    proc_net: str = "/proc/net"
-    cilium_map: str = links.CILIUM_BANDWIDTH_MAP
-    allow_kinds: frozenset[str] = frozenset()
-
-
-class Event(NamedTuple):
-    """A line for the log: what happened to an uplink. The daemon decides on the level by `failed`."""
-
-    uplink: str
-    text: str
-    failed: bool = False
-
-
-class Held(msgspec.Struct):
-    """What this run knows of one uplink. Mutable: it is the actuator's memory, and never leaves it."""
-
-    configured: str
-    link: LinkSample
-    speed_bps: int
-    counter: links.TxCounter
-    applied: Shape | None = None
-    fights: tuple[int, ...] = ()
-    retry_at: int = 0
-    failures: int = 0
-    error: str | None = None
-
-
-class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
-    """For `qosctl status`, `explain` and the metrics."""
-
-    name: str
-    ifindex: int
-    operstate: str
-    speed_bps: int
-    shape: Shape | None
-    classes: tuple[ClassSample, ...] | None
-    error: str | None = None
 
 
 class Uplinks:
@@ -106,17 +64,20 @@ class Uplinks:
         """Match the configuration with the devices there are; free if nothing happened since last time."""
         if not self._dirty:
             return ()
+        try:
+            with rtnl.RtnlSocket() as sock:
+                present = {link.ifindex: link for link in rtnl.links(sock)}
+                roots = {qdisc.ifindex: qdisc for qdisc in rtnl.root_qdiscs(sock)}
+        except OSError as error:  # tried again in the next tick; what is shaped stays shaped
+            return (Event("network", f"cannot look at the devices: {error.strerror}", failed=True),)
         self._dirty = False
-        with rtnl.RtnlSocket() as sock:
-            present = {link.ifindex: link for link in rtnl.links(sock)}
-            roots = {qdisc.ifindex: qdisc for qdisc in rtnl.root_qdiscs(sock)}
         auto = self.config.uplinks == "auto"
         names = (
             links.read_default_uplinks(self.host.proc_net)
             if self.config.uplinks == "auto"
             else self.config.uplinks
         )
-        wanted = resolve(names, present, {i: held.configured for i, held in self.held.items()})
+        wanted = links.resolve(names, present, {i: held.configured for i, held in self.held.items()})
         events = [self._forget(ifindex, present) for ifindex in self.held.keys() - wanted.values()]
         uplinks = frozenset(wanted.values())
         self.veths = frozenset(i for i, link in present.items() if link.kind == "veth") - uplinks
@@ -293,11 +254,16 @@ class Uplinks:
         self._dirty = True  # the device may be gone, or the root somebody else's
         return Event(held.link.name, held.error, failed=True)
 
-    def _undo(self, held: Held) -> None:
-        """Take our qdisc off, if this run put one there and it is still ours."""
-        if held.applied is not None:
+    def _undo(self, held: Held) -> str | None:
+        """Take our qdisc off, if this run put one there and it is still ours; says why not."""
+        if held.applied is None:
+            return None
+        held.applied = None
+        try:
             undo.remove(held.link.ifindex)
-            held.applied = None
+        except OSError as error:
+            return f"our qdisc could not be taken off: {error.strerror}"
+        return None
 
     def _forget(self, ifindex: int, present: dict[int, LinkSample]) -> Event:
         held = self.held.pop(ifindex)
@@ -307,17 +273,7 @@ class Uplinks:
             return Event(held.link.name, "the device is gone")
         if held.applied is None:
             return Event(held.link.name, "let go; it was not shaped")
-        self._undo(held)
+        failure = self._undo(held)
+        if failure is not None:
+            return Event(held.link.name, failure, failed=True)
         return Event(held.link.name, "released; the kernel's default qdisc is back")
-
-
-def resolve(names: tuple[str, ...], present: dict[int, LinkSample], held: dict[int, str]) -> dict[str, int]:
-    """Configured name → ifindex. A name that no device bears any more stays with the one we hold for it."""
-    by_name = {link.name: ifindex for ifindex, link in present.items()}
-    renamed = {configured: ifindex for ifindex, configured in held.items() if ifindex in present}
-    found: dict[str, int] = {}
-    for name in names:
-        ifindex = by_name.get(name, renamed.get(name))
-        if ifindex is not None and ifindex not in found.values():
-            found[name] = ifindex
-    return found

@@ -54,8 +54,10 @@ def test_milliseconds_of_waiting_are_seen_and_the_hog_is_blamed(library: Library
     assert p99 is not None
     assert p99 > 1 * MS
     assert set(sample.workloads) == {victim.id}
-    worst = max((b for b in sample.blames if b.culprit != victim.id), key=lambda b: b.ns)
-    assert (worst.victim, worst.culprit, worst.culprit_root) == (victim.id, hog.id, None)
+    (by_hog,) = [b for b in sample.blames if b.culprit == hog.id]
+    assert (by_hog.victim, by_hog.culprit_root) == (victim.id, None)
+    # Most of it on a quiet host; whatever else is pinned to that CPU takes its share, and the blame for it.
+    assert by_hog.ns > 0.2 * sample.workloads[victim.id].waits.total_ns
 
 
 def test_shares_idle_and_unknown_add_up_to_the_blamed_waits(library: Library, cgroup: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from netns.traffic import Sink, finish, sender
 
 from qosd.net import rtnl
-from qosd.net.uplinks import Host
+from qosd.net.held import Host
 
 if TYPE_CHECKING:
     from collections.abc import Callable

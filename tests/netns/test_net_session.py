@@ -11,11 +11,16 @@ import pytest
 from netns import lab as lab_module
 
 from qosd.config import Ownership
+from qosd.ebpf.errors import BpfError
+from qosd.ebpf.libbpf import Library
+from qosd.ebpf.skbprio import SkbPrio
 from qosd.errors import CgroupGone
 from qosd.model import CgroupId, CgroupSample, Tier, Workload
 from qosd.net import undo
 from qosd.net.config import Bitrate, Net
-from qosd.net.session import Network, open_programs
+from qosd.net.marking import NO_TCX
+from qosd.net.programs import Programs
+from qosd.net.session import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +41,12 @@ class Rig:
         self.be, self.ls = lab.cgroup("be"), lab.cgroup("ls")
         self.gone: set[CgroupId] = set()
         self.paths = {CgroupId(path.stat().st_ino): path for path in (self.be, self.ls)}
-        programs = open_programs(config)
-        if programs.errors:
-            pytest.skip(programs.errors[0])
-        self.network = Network(config, Ownership(), programs, lab.host)
+        try:
+            library = Library()
+            SkbPrio.open(library).close()
+        except BpfError as error:
+            pytest.skip(str(error))
+        self.network = Network(config, Ownership(), Programs(library), lab.host)
 
     def workloads(self) -> tuple[Workload, ...]:
         return tuple(
@@ -144,6 +151,45 @@ def test_a_reload_with_another_limit_builds_its_class(lab: Lab) -> None:
     rig.tick((("be", 5 * MBIT),))
     lab.send(5000, cgroup=rig.be)
     assert lab.sink().settled_rate_bps((5000,), 1.5)[5000] == pytest.approx(5 * MBIT, rel=0.12)
+    rig.network.close()
+
+
+def test_a_host_without_bpf_is_shaped_but_says_that_nothing_is_told_apart(lab: Lab) -> None:
+    rig = Rig(lab)
+    rig.network.close()
+    rig.network = Network(CONFIG, Ownership(), Programs("libbpf.so.1 is not installed"), lab.host)
+    rig.tick()
+    assert lab.root("u0").is_ours
+    assert rig.network.status().degraded == (
+        "BE's packets cannot be told apart: libbpf.so.1 is not installed",
+        "no DSCP and no marks: libbpf.so.1 is not installed",
+    )
+    rig.network.close()
+
+
+def test_a_reload_that_asks_for_marks_gets_them(lab: Lab) -> None:
+    rig = Rig(lab, msgspec.structs.replace(CONFIG, dscp_be=None))
+    rig.tick()
+    rig.network.reload(CONFIG)
+    rig.tick()
+    errors = rig.network.status().degraded
+    assert errors in ((), (NO_TCX,))
+    rig.network.close()
+
+
+def test_netlink_that_fails_is_an_event_and_not_the_end_of_the_tick(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(lab)
+
+    def refused(_groups: int = 0) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("qosd.net.rtnl.RtnlSocket", refused)
+        assert rig.tick() == ["cannot look at the devices: Too many open files"]
+    rig.tick()
+    assert lab.root("u0").is_ours
     rig.network.close()
 
 

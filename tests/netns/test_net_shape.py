@@ -14,6 +14,7 @@ from qosd.net import shaping, undo
 from qosd.net.config import Net
 from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LS_CLASS
 from qosd.net.model import Leaf, NetSample, Shape
+from qosd.net.survey import survey
 from qosd.net.tc import Fault, Tc, TcError
 from qosd.net.uplinks import Uplinks
 from qosd.plan import Reason
@@ -252,6 +253,22 @@ def test_a_link_of_unknown_speed_is_refused_with_the_remedy(lab: Lab) -> None:
     uplinks.refresh(0)
     assert uplinks.refused == {"b0": "the speed of b0 is unknown: set net.link_speed.b0"}
     uplinks.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Net(), []),
+        (Net(uplinks="auto"), ["there is no default route"]),
+        (Net(uplinks=("u0", "lo", "gone")), ["u0 can be shaped", "loopback", "no device gone"]),
+    ],
+)
+def test_doctor_has_a_sentence_for_each_uplink(lab: Lab, config: Net, words: list[str]) -> None:
+    found = survey(config, lab.host)
+    assert len(found) == len(words)
+    for finding, word in zip(found, words, strict=True):
+        assert word in finding.text
+        assert finding.ok is (finding.remedy is None)
 
 
 def test_two_uplinks_are_shaped_each_on_its_own(lab: Lab) -> None:

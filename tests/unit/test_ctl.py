@@ -18,7 +18,7 @@ from qosd.ctl.exits import Failure
 from qosd.ctl.main import cli
 from qosd.errors import ConfigError
 from qosd.files import Key
-from qosd.journal import Journal, read_boot_id
+from qosd.journal import Entry, Journal, read_boot_id
 from qosd.sys import Sys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +93,19 @@ def test_an_answer_of_many_frames_comes_through_whole(sock: str) -> None:
     long = "x" * 300_000
     with daemon(sock, answers(status={"ok": {"long": long}})):
         assert json.loads(client.ask(sock, "status")) == {"long": long}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(None, "not finished a tick yet"), ({"mode": 1}, "systemctl restart qosd after an upgrade")],
+)
+def test_an_answer_that_is_no_status_is_a_sentence_and_no_traceback(
+    sock: str, answer: object, says: str
+) -> None:
+    with daemon(sock, answers(status={"ok": answer})):
+        result = qosctl("status", sock=sock)
+    assert result.exit_code == 1
+    assert says in result.stderr
 
 
 def test_status_for_people_has_no_escape_codes_off_a_terminal(sock: str) -> None:
@@ -269,7 +282,7 @@ def _left_behind(tmp_path: Path) -> Path:
     group.mkdir(parents=True)
     (group / "cpu.weight").write_text("1\n")
     journal = Journal(Sys(), str(tmp_path), read_boot_id())
-    journal.record(Key(group.stat().st_ino, "cpu.weight"), "be.slice", "100", "1")
+    journal.record(Key(group.stat().st_ino, "cpu.weight"), Entry("be.slice", "100", ("1",)))
     journal.close()
     return group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -48,7 +49,7 @@ def test_slots_cover_every_nanosecond_once() -> None:
     bounds = [slot_bounds_ns(slot) for slot in range(SLOTS)]
     assert bounds[0] == (0, 1024)
     assert bounds[1] == (1024, 2048)
-    assert all(earlier[1] == later[0] for earlier, later in zip(bounds, bounds[1:], strict=False))
+    assert all(earlier[1] == later[0] for earlier, later in itertools.pairwise(bounds))
     assert bounds[-1][0] == 1 << 32
 
 

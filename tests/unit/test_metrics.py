@@ -225,3 +225,11 @@ assert prometheus_client.core.Metric is qosd.metrics.Metric
 prometheus_client.generate_latest()
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_the_dashboard_asks_only_for_metrics_that_are_documented() -> None:
+    asked = set(re.findall(r"\b(?:qosd|process)_[a-z_]+", (ROOT / "etc/grafana/qosd.json").read_text()))
+    documented = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    histogram = {f"{name}_bucket" for name in documented}
+    assert asked <= documented | histogram
+    assert len(asked) >= 10

@@ -9,7 +9,7 @@ from qosd.net.classify import wanted_classes
 from qosd.net.config import Net
 from qosd.net.device import BE_CLASS, LS_CLASS, MAX_WORKLOAD_CLASSES, workload_class
 from qosd.net.marking import Settings
-from qosd.net.session import mark_settings
+from qosd.net.programs import mark_settings
 
 
 def workload(number: int, name: str, tier: Tier) -> Workload:

@@ -14,7 +14,6 @@ from qosd.net import links, monitor, rtnl, tc
 from qosd.net.config import Net, check, parse_bitrate, parse_dscp
 from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LINK_CLASS, LS_CLASS, LinkSample, QdiscSample
 from qosd.net.model import Leaf, Shape
-from qosd.net.uplinks import resolve
 from qosd.plan import Reason
 
 GBIT = 10**9
@@ -138,7 +137,7 @@ def test_uplinks_are_found_by_name_and_kept_by_ifindex(
     names: tuple[str, ...], present: dict[int, str], held: dict[int, str], expected: dict[str, int]
 ) -> None:
     links_ = {ifindex: LinkSample(ifindex, name) for ifindex, name in present.items()}
-    assert resolve(names, links_, held) == expected
+    assert links.resolve(names, links_, held) == expected
 
 
 def message(kind: int, body: bytes) -> bytes:

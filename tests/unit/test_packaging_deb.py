@@ -140,6 +140,18 @@ def test_tests_stubs_and_the_lab_are_left_out(members: dict[str, tarfile.TarInfo
     assert [name for name in members if unwanted.search(name)] == []
 
 
+def test_the_programs_for_the_kernel_come_compiled_with_their_btf_alone(unpacked: Path) -> None:
+    probes = sorted((unpacked / "usr/lib/qosd/lib/python3.11/site-packages").glob("qosd/ebpf/probes/*.bpf.o"))
+    if "Architecture: all" in (unpacked / "DEBIAN/control").read_text():
+        pytest.skip("the stand-in has no programs")
+    sources = (ROOT / "qosd/ebpf/probes").glob("*.bpf.c")
+    assert [probe.stem for probe in probes] == sorted(source.stem for source in sources)
+    for probe in probes:
+        data = probe.read_bytes()
+        assert b".BTF.ext\0" in data
+        assert b".debug_info" not in data
+
+
 def test_the_configuration_is_the_one_conffile(package: Path, unpacked: Path) -> None:
     listed = (unpacked / "DEBIAN/conffiles").read_text().split()
     assert listed == ["/etc/qosd/qosd.toml"]

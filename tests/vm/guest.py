@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from qosd.lab.machine import Machine
@@ -85,6 +86,14 @@ class Guest:
     def status(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.sh("qosctl status --json"))
         return document
+
+    def status_when(self, holds: Callable[[dict[str, Any]], bool], tries: int = 30) -> dict[str, Any]:
+        """The first status for which something holds, asked once a second or, emulated, more slowly."""
+        for _ in range(tries):
+            code, said = self.status_of("sleep 0.5; qosctl status --json")
+            if code == 0 and holds(status := json.loads(said)):
+                return dict(status)
+        raise AssertionError(f"did not come to hold; last: {said}")
 
     def setting(self, path: str, file: str) -> dict[str, Any]:
         for setting in self.status()["settings"]:

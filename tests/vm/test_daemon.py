@@ -84,9 +84,7 @@ def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Gues
 
     assert guest.setting("be.slice", "cpu.max")["state"] == "contested"
     assert guest.journal_text().count("(reasserted)") <= 3
-    assert 'state="contested"' in guest.sh("curl -s 127.0.0.1:9753/metrics") or "contested" in guest.sh(
-        "curl -s 127.0.0.1:9753/metrics"
-    )
+    assert "contested" in guest.sh("curl -s 127.0.0.1:9753/metrics")
 
 
 def test_a_third_value_is_somebodys_choice_and_stands(guest: Guest) -> None:
@@ -125,13 +123,14 @@ def test_a_configuration_that_others_may_write_is_refused(guest: Guest) -> None:
 def test_a_storm_of_sighup_reloads_at_most_once_a_tick_and_the_last_wins(guest: Guest) -> None:
     guest.configure("[host]\ncpu_target_pct = 40")
 
-    guest.sh(
-        "P=$(systemctl show -p MainPID --value qosd); for i in $(seq 300); do kill -HUP $P; sleep 0.01; done; sleep 2"
+    took = int(
+        guest.sh(
+            "P=$(systemctl show -p MainPID --value qosd); S=$SECONDS;"
+            " for i in $(seq 300); do kill -HUP $P; sleep 0.01; done; sleep 2; echo $((SECONDS - S))"
+        )
     )
 
-    reloads = guest.journal_text().count("reloaded /etc/qosd")
-    seconds = 3 + 2 + 3  # the storm, the wait, and what emulation adds
-    assert 1 <= reloads <= seconds
+    assert 1 <= guest.journal_text().count("reloaded /etc/qosd") <= took + 1
     assert guest.sh("systemctl is-active qosd") == "active\n"
 
 
@@ -181,7 +180,7 @@ def test_a_cpuset_holds_be_on_few_cpus_and_goes_again(guest: Guest) -> None:
 def test_run_starts_a_job_in_the_tier_and_passes_its_status_through(guest: Guest) -> None:
     code, said = guest.status_of("qosctl run be -- bash -c 'cat /proc/self/cgroup; exit 7'")
 
-    assert code == 7
+    assert code == 7, said
     assert "0::/be.slice/" in said
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from qosd.lab.machine import Machine
 
 pytestmark = pytest.mark.vm
 
-ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
 SLICES = "/sys/fs/cgroup/ls.slice /sys/fs/cgroup/be.slice"
 VALUES = (
@@ -30,20 +27,9 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def package_share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the package of this tree as qosd.deb."""
-    # -o: the virtual environment is the one that runs this test, whatever its stamp says.
-    subprocess.run(["make", "-o", ".venv/stamp", "deb"], cwd=ROOT, check=True, capture_output=True)
-    (built,) = (ROOT / "dist").glob("qosd_*.deb")
-    share = tmp_path_factory.mktemp("package")
-    shutil.copy(built, share / "qosd.deb")
-    return share
-
-
-@pytest.fixture(scope="module")
-def booted(package_share: Path) -> Iterator[Machine]:
+def booted(deb: Path) -> Iterator[Machine]:
     """A machine of our own: what is installed and removed here must not meet other tests."""
-    with Machine.boot(share=package_share) as machine:
+    with Machine.boot(share=deb.parent) as machine:
         yield machine
 
 
@@ -79,12 +65,14 @@ def test_apt_installs_it_from_debian_alone_and_the_daemon_runs(vm: Machine) -> N
 
 def test_a_member_of_the_group_may_look_and_nobody_else(vm: Machine) -> None:
     vm.run(INSTALL, timeout=300)
-    vm.run("useradd --groups qosd operator; useradd guest")
+    vm.run("useradd --groups qosd looker; useradd stranger")
 
-    seen = vm.run("setpriv --reuid operator --regid operator --init-groups qosctl status --json")
-    refused = vm.run("setpriv --reuid guest --regid guest --init-groups qosctl status --json", check=False)
+    seen = vm.run("setpriv --reuid looker --regid looker --init-groups qosctl status --json")
+    refused = vm.run(
+        "setpriv --reuid stranger --regid stranger --init-groups qosctl status --json", check=False
+    )
 
-    vm.run("userdel operator; userdel guest")
+    vm.run("userdel looker; userdel stranger")
     assert '"mode": "enforce"' in seen.stdout
     assert refused.returncode == 4
 

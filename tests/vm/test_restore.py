@@ -62,9 +62,7 @@ def test_a_killed_daemon_comes_back_and_adopts_nothing(throttled: tuple[Guest, d
     guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
     guest.until("test $(systemctl show -p NRestarts --value qosd) = 1")
     guest.limited()
-    guest.until(
-        'test "$(qosctl status --json | python3 -c \'import json, sys; print(json.load(sys.stdin)["mode"])\')" = enforce'
-    )
+    guest.status_when(lambda status: status["mode"] == "enforce")
 
     assert guest.setting("be.slice", "cpu.max")["original"] == before[f"{CGROUP}/be.slice/cpu.max"]
     assert guest.setting("ls.slice", "cpu.weight")["original"] == "77"

@@ -132,18 +132,19 @@ static __always_inline void find_root(struct task *state, struct cgroup *cgroup,
 	state->flags = search.flags | (runq_settings.watch_all ? WATCHED : 0);
 }
 
-static __always_inline struct task *task_state(struct task_struct *task, struct cpu *here)
-{
-	struct task *state = bpf_task_storage_get(&runq_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-
-	if (!state)
-		here->no_memory++;
-	return state;
-}
-
 static __always_inline struct cpu *cpu_state(__u32 cpu)
 {
 	return bpf_map_lookup_elem(&runq_cpus, &cpu);
+}
+
+static __always_inline struct task *task_state(struct task_struct *task)
+{
+	struct task *state = bpf_task_storage_get(&runq_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct cpu *here;
+
+	if (!state && (here = cpu_state(bpf_get_smp_processor_id())))
+		here->no_memory++;
+	return state;
 }
 
 static const struct waits no_waits;
@@ -275,19 +276,18 @@ static __always_inline void occupy(struct cpu *here, __u64 cgroup, __u64 root, _
 
 static __always_inline int woken(struct task_struct *task)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
-	struct cpu *here = cpu_state(cpu);
 	struct task *state;
 
 	/* Woken before it was switched out: it never left the CPU. on_cpu is only there with CONFIG_SMP. */
-	if (!here || (bpf_core_field_exists(task->on_cpu) && task->on_cpu))
+	if (bpf_core_field_exists(task->on_cpu) && task->on_cpu)
 		return 0;
-	state = task_state(task, here);
+	state = task_state(task);
 	if (!state || state->waiting_since)
 		return 0;
 	if (bpf_core_field_exists(task->thread_info.cpu))
-		cpu = task->thread_info.cpu;
-	state->cpu = cpu;
+		state->cpu = task->thread_info.cpu;
+	else
+		state->cpu = bpf_get_smp_processor_id();
 	state->waiting_since = bpf_ktime_get_ns();
 	return 0;
 }
@@ -318,7 +318,7 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	if (!here)
 		return 0;
 	if (prev->pid && (preempt || prev->__state == 0 /* TASK_RUNNING */)) {
-		state = task_state(prev, here);
+		state = task_state(prev);
 		if (state) {
 			state->waiting_since = now;
 			state->cpu = cpu;
@@ -330,7 +330,7 @@ int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_st
 	}
 	cgroup = task_cgroup(next);
 	id = cgroup->kn->id;
-	state = task_state(next, here);
+	state = task_state(next);
 	if (!state) {
 		occupy(here, id, NOBODY, now);
 		return 0;

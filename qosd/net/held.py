@@ -1,0 +1,54 @@
+"""What a run knows of its uplinks, and what it tells of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from qosd.net import links
+from qosd.net.device import LinkSample
+from qosd.net.model import ClassSample, Shape
+
+
+class Host(NamedTuple):
+    """Where the facts are; tests run in network namespaces, whose sysfs is mounted elsewhere."""
+
+    sysfs_net: str = links.SYSFS_NET
+    proc_net: str = "/proc/net"
+    cilium_map: str = links.CILIUM_BANDWIDTH_MAP
+    allow_kinds: frozenset[str] = frozenset()
+
+
+class Event(NamedTuple):
+    """A line for the log: what happened to an uplink. The daemon decides on the level by `failed`."""
+
+    uplink: str
+    text: str
+    failed: bool = False
+
+
+class Held(msgspec.Struct):
+    """What this run knows of one uplink. Mutable: it is the actuator's memory, and never leaves it."""
+
+    configured: str
+    link: LinkSample
+    speed_bps: int
+    counter: links.TxCounter
+    applied: Shape | None = None
+    fights: tuple[int, ...] = ()
+    retry_at: int = 0
+    failures: int = 0
+    error: str | None = None
+
+
+class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
+    """For `qosctl status`, `explain` and the metrics."""
+
+    name: str
+    ifindex: int
+    operstate: str
+    speed_bps: int
+    shape: Shape | None
+    classes: tuple[ClassSample, ...] | None
+    error: str | None = None
