@@ -208,6 +208,12 @@ def notes(result: Result) -> list[str]:
             " hint, no more. A difference within the spread of the rounds is no difference."
         ),
     ]
+    return said + disturbances(result)
+
+
+def disturbances(result: Result) -> list[str]:
+    """What of this run's own makes its figures worth less."""
+    said = []
     unanswered = sum(one.unanswered for one in result.rounds)
     if unanswered:
         said.append(
