@@ -54,9 +54,7 @@ def _watch(memory: object, seconds: float) -> None:
     if not span:
         raise SystemExit("no last-level cache domain seen: SMT siblings, or one CPU")
     threshold = 100 * (1 - 1 / span) ** 0.5 / (imbalance_pct / 100)
-    print(
-        f"{span} CPUs share a cache, imbalance_pct {imbalance_pct}: by the formula blind from {threshold:.0f} %"
-    )
+    print(f"{span} CPUs share a cache, imbalance_pct {imbalance_pct}: blind from {threshold:.0f} % in theory")
     for low in sorted(bins):
         blind = sum(value == 0 for value in bins[low]) / len(bins[low])
         print(f"utilisation {low}-{low + _BIN_PCT} %: blind {100 * blind:.0f} % of {len(bins[low])} looks")
