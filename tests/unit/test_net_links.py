@@ -328,7 +328,6 @@ def test_dscp_names_are_those_of_the_rfcs(text: str, dscp: int) -> None:
         (Net(dscp_be="CS9"), "net.dscp_be"),
         (Net(dscp_ls="64"), "net.dscp_ls"),
         (Net(forwarded_mark=0x300), "net.forwarded_mark"),
-        (Net(hold_ticks=5, release_ticks=5), "net.release_ticks"),
         (Net(be_floor_pct=50, egress_target_pct=50), "net.be_floor_pct"),
         (Net(uplinks=("eth0",), link_speed={"eth1": parse_bitrate("1Gbit")}), "net.link_speed.eth1"),
     ],
