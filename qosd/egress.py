@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from qosd.ebpf.libbpf import Library
     from qosd.ebpf.samples import Traffic
-    from qosd.net.held import Event, UplinkStatus
+    from qosd.net.held import Event, Host, UplinkStatus
     from qosd.net.model import Shape
     from qosd.net.session import NetStatus, Network
 
@@ -47,9 +47,10 @@ class Change(NamedTuple):
 class Egress:
     """Opens and closes `Network` as the configuration says, and speaks to it once a tick."""
 
-    def __init__(self, sys: Sys, root_fd: int, config: Config) -> None:
+    def __init__(self, sys: Sys, root_fd: int, config: Config, host: Host | None = None) -> None:
         self._sys = sys
         self._root_fd = root_fd
+        self._host = host
         self._network: Network | None = None
         self._library: Library | str | None = None
         self._enforced = False
@@ -105,7 +106,8 @@ class Egress:
         from qosd.net.session import Network  # noqa: PLC0415 - same
 
         try:
-            self._network = Network(self._config.net, self._config.ownership, Programs(self._the_library()))
+            programs = Programs(self._the_library())
+            self._network = Network(self._config.net, self._config.ownership, programs, self._host)
         except OSError as error:
             return f"netlink cannot be used: {error.strerror or error}"
         self._why_closed = None
