@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -275,6 +276,40 @@ def test_every_refusal_of_the_kernel_has_a_word(
     with pytest.raises(tc.TcError) as raised:
         tc.Tc()._send(tc.Request(command, "htb", 2, HANDLE))
     assert raised.value.fault is fault
+
+
+class Message(dict[str, int]):
+    """As pyroute2 decodes an RTM_NEWTCLASS."""
+
+    def __init__(self, ifindex: int, handle: int, kind: str) -> None:
+        super().__init__(index=ifindex, handle=handle)
+        self.attributes: dict[str, object] = {"TCA_KIND": kind}
+        if kind == "htb":
+            rate = Message(0, 0, "")
+            rate.attributes = {"TCA_HTB_PARMS": {"rate": 125, "ceil": 250}}
+            counts = Message(0, 0, "")
+            counts.attributes = {
+                "TCA_STATS_BASIC": {"bytes": 10, "packets": 1},
+                "TCA_STATS_QUEUE": {"drops": 2, "backlog": 3},
+            }
+            self.attributes |= {"TCA_OPTIONS": rate, "TCA_STATS2": counts}
+
+    def get_attr(self, name: str) -> object:
+        return self.attributes.get(name)
+
+
+def test_of_a_dump_only_our_own_classes_are_read() -> None:
+    """fq_codel leaves dump the flows in them as classes that have no rate."""
+    dump = [
+        Message(2, BE_CLASS, "htb"),
+        Message(2, 0xA020_0001, "fq_codel"),
+        Message(2, 0x1_0001, "htb"),
+        Message(3, BE_CLASS, "htb"),
+    ]
+    connection = tc.Tc()
+    connection.route = SimpleNamespace(get_classes=lambda **_: dump)  # type: ignore[assignment]
+    (only,) = connection.classes(2)
+    assert (only.classid, only.bytes, only.drops, only.ceil_bps) == (BE_CLASS, 10, 2, 2000)
 
 
 def test_undo_and_the_monitor_import_the_standard_library_only() -> None:
