@@ -98,6 +98,7 @@ def _held(socket: str) -> list[str]:
 def _restore_from_journal(directory: str, cgroup_root: str | None) -> list[dict[str, Any]]:
     """The same restore as after a crash. Raises `Failure`."""
     from qosd import journal  # noqa: PLC0415 - only when the daemon is dead
+    from qosd.net import undo  # noqa: PLC0415 - same
     from qosd.procfs import cgroup2_mount  # noqa: PLC0415 - same
     from qosd.sys import Sys  # noqa: PLC0415 - same
 
@@ -106,6 +107,10 @@ def _restore_from_journal(directory: str, cgroup_root: str | None) -> list[dict[
             "qosd is not running, and restoring from its journal needs root: sudo qosctl restore",
             NOT_PERMITTED,
         )
+    network = [
+        {"path": device, "file": "egress", "result": result, "detail": detail}
+        for device, result, detail in undo.remove_all_said().outcomes
+    ]
     root = cgroup_root or cgroup2_mount()
     if root is None:
         raise Failure("no cgroup v2 hierarchy is mounted: nothing to restore", NO)
@@ -113,7 +118,7 @@ def _restore_from_journal(directory: str, cgroup_root: str | None) -> list[dict[
         outcomes = journal.restore_from(Sys(), directory, root, journal.read_boot_id())
     except OSError as error:
         raise Failure(f"cannot restore: {error}", NO) from None
-    return [
+    return network + [
         {"path": printable(done.path), "file": done.key.file, "result": done.result, "detail": done.detail}
         for done in outcomes
     ]

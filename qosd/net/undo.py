@@ -44,8 +44,16 @@ def remove_all() -> Undone:
 
 
 class Said(NamedTuple):
-    lines: tuple[str, ...]
-    failed: bool
+    outcomes: tuple[tuple[str, str, str], ...]
+    """(device, done or failed, what happened)"""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(f"{device}: {what}" for device, _result, what in self.outcomes)
+
+    @property
+    def failed(self) -> bool:
+        return any(result == "failed" for _device, result, _what in self.outcomes)
 
 
 def remove_all_said() -> Said:
@@ -53,12 +61,15 @@ def remove_all_said() -> Said:
     try:
         undone = remove_all()
     except OSError as error:
-        return Said((f"cannot look for our root qdiscs: {error.strerror or error}",), failed=True)
-    lines = [
-        f"{_name(index)}: our root qdisc is off; the kernel's default is back" for index in undone.removed
-    ]
-    lines += [f"{_name(index)}: our root qdisc stays: {why}" for index, why in undone.failed]
-    return Said(tuple(lines), failed=bool(undone.failed))
+        why = f"cannot look for our root qdiscs: {error.strerror or error}"
+        return Said((("network", "failed", why),))
+    back = "our root qdisc is off; the kernel's default is back"
+    return Said(
+        (
+            *((_name(ifindex), "done", back) for ifindex in undone.removed),
+            *((_name(ifindex), "failed", f"our root qdisc stays: {why}") for ifindex, why in undone.failed),
+        )
+    )
 
 
 def _name(ifindex: int) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from netns import lab as lab_module
 from netns.lab import Lab
 
 from qosd.__main__ import main
 from qosd.config import Config, WorkloadRule
+from qosd.ctl.main import cli
 from qosd.ebpf.errors import BpfError
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.skbprio import SkbPrio
@@ -151,7 +153,7 @@ def test_an_egress_max_of_a_reload_gets_its_class_and_shows_in_the_view(lab: Lab
     be = next(each for each in view.egress if each.workload == "be")
     assert (be.class_id, be.egress_max_bps) == ("a001:30", 5 * MBIT)
     lab.send(5000, cgroup=rig.cgroups[Tier.BE])
-    assert lab.sink().settled_rate_bps((5000,), 1.5)[5000] == pytest.approx(5 * MBIT, rel=0.12)
+    assert 3 * MBIT < lab.sink().settled_rate_bps((5000,), 1.5)[5000] < 5.7 * MBIT
 
 
 def test_uplinks_that_go_and_come_with_a_reload_are_released_and_shaped_again(lab: Lab, rig: Rig) -> None:
@@ -207,6 +209,20 @@ def test_restore_takes_off_what_a_killed_daemon_left(
     assert lab.root("u0").is_ours
     assert main(["restore", "--runtime", str(tmp_path), "--cgroup-root", str(tmp_path)]) == 0
     assert "u0: our root qdisc is off; the kernel's default is back" in capsys.readouterr().err
+    assert lab.dump() == before
+
+
+def test_qosctl_restore_does_so_too_when_the_daemon_is_dead(lab: Lab, tmp_path: Path) -> None:
+    before = lab.dump()
+    pid = os.fork()
+    if pid == 0:
+        Rig(lab, Config(net=NET, workload=(BE,))).tick()
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    words = ["--socket", str(tmp_path / "none.sock"), "restore", "--cgroup-root", str(tmp_path)]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0
+    assert "u0 egress: done (our root qdisc is off; the kernel's default is back)" in result.stdout
     assert lab.dump() == before
 
 

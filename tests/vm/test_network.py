@@ -18,6 +18,7 @@ LINK = 20 * MBIT
 CEILING = 0.9 * LINK
 CONFIG = '[net]\nuplinks = ["eth0"]\nlink_speed = { eth0 = "20Mbit" }\n'
 LIMITED = CONFIG + '[[workload]]\nname = "jobs"\ntier = "be"\nmatch = ["be.slice"]\negress_max = "4Mbit"\n'
+SHAPED = 'tc qdisc show dev eth0 | grep -q "^qdisc htb a001:"'
 _WIRE = """
 ip netns list | grep -qw far || {
     ip netns add far && ip link set eth1 netns far
@@ -42,7 +43,7 @@ def wired(guest: Guest) -> Iterator[Guest]:
 def shaped(guest: Guest, config: str = CONFIG) -> None:
     guest.configure(config)
     guest.sh("systemctl restart qosd")
-    guest.until("tc qdisc show dev eth0 | grep -q '^qdisc htb a001:'")
+    guest.until(SHAPED)
 
 
 def dump(guest: Guest) -> str:
@@ -141,7 +142,7 @@ def test_pause_and_a_reload_without_the_uplink_give_it_back_and_resume_shapes_ag
     wired.sh("qosctl pause")
     assert dump(wired) == before
     wired.sh("qosctl resume")
-    wired.until("tc qdisc show dev eth0 | grep -q '^qdisc htb a001:'")
+    wired.until(SHAPED)
 
     wired.configure("")
     assert "net.uplinks" in wired.sh("qosctl reload")
