@@ -16,7 +16,7 @@ settings.load_profile(os.environ.get("QOSD_HYPOTHESIS", "fast"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What measures this machine runs before a virtual machine keeps it busy; within a level order stays random."""
+    """What measures this machine runs before a guest keeps it busy; within a level order stays random."""
     items.sort(key=_level)
 
 
