@@ -17,7 +17,7 @@ $(VENV)/stamp: pyproject.toml packaging/bootstrap
 demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo/report.html (HOST=1: on this host)
 	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
-test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
+test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
 	packaging/bootstrap lab
 	$(RUN) -m pytest
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qosd import governors
-from qosd.config import Config, Cpu, CpuBandwidth, CpuWeights, Enforce, IdlePolicy
+from qosd.config import Config, Cpu, CpuBandwidth, CpuWeights, Duration, Enforce, IdlePolicy
 from qosd.cpu import allowance, bandwidth
 from qosd.cpu.bandwidth import Claim
 from qosd.model import (
@@ -87,7 +87,7 @@ CONFIGS = st.builds(
 
 @given(CONFIGS, LOADS)
 def test_every_setting_has_its_owner_and_only_one(config: Config, loads: list[tuple]) -> None:
-    """Nothing is merged, so nothing can be merged wrongly; each wish names the governor that owns the file."""
+    """Nothing is merged, so nothing is merged wrongly; each wish names the governor that owns the file."""
     clock = Clock(be_paths=("be.slice", "other.slice"))
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         keys = [(wanted.cgroup_id, wanted.setting.file) for wanted in decision.desired]
@@ -162,7 +162,8 @@ def test_the_allowance_falls_at_once() -> None:
 def test_a_dip_of_ls_is_not_taken_for_room() -> None:
     """Use counts as the larger of the last tick and the mean: one quiet second frees little."""
     clock = Clock()
-    cores = allowances(Config(), [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(mean=Duration(5_000_000))))
+    cores = allowances(config, [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
 
     assert cores[-1] is not None
     assert cores[-2] is not None
