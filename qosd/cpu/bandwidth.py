@@ -60,7 +60,8 @@ def split(total: float, claims: list[Claim]) -> dict[CgroupId, float]:
 
 def _fill(shares: dict[CgroupId, float], group: list[Claim], left: float) -> float:
     """Raise the group's shares together until demand, cap or `left` is met; what is left over."""
-    open_claims = sorted(group, key=lambda claim: min(claim.demand, claim.cap))
+    # By what each still lacks: whoever lacks least leaves the rest of its part to those behind it.
+    open_claims = sorted(group, key=lambda claim: min(claim.demand, claim.cap) - shares[claim.id])
     while open_claims and left > 0:
         claim = open_claims.pop(0)
         fair = left / (len(open_claims) + 1)
