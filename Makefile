@@ -51,7 +51,7 @@ deb: wheel ## dist/qosd_VERSION_ARCH.deb
 	$(RUN) packaging/deb.py dist/qosd-*.whl
 
 bench-cpu: $(VENV)/stamp ## LS latency and BE work: static modes, peers' laws, qosd (root; on a quiet machine)
-	$(RUN) -m bench.sched --loads 10,30,60,80 --shapes steady,bursty,stepping --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
+	$(RUN) -m bench.sched --loads 10,30,60,80 --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
 
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py

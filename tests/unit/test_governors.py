@@ -87,7 +87,7 @@ CONFIGS = st.builds(
 
 @given(CONFIGS, LOADS)
 def test_every_setting_has_its_owner_and_only_one(config: Config, loads: list[tuple]) -> None:
-    """Nothing is merged, or merged wrongly; each wish names the governor that owns the file."""
+    """Nothing is merged, so nothing is merged wrongly; each wish names the governor that owns the file."""
     clock = Clock(be_paths=("be.slice", "other.slice"))
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         keys = [(wanted.cgroup_id, wanted.setting.file) for wanted in decision.desired]
