@@ -21,8 +21,8 @@ test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both
 	packaging/bootstrap lab
 	$(RUN) -m pytest
 
-test-fast: $(VENV)/stamp ## everything but the VM, under a minute
-	$(RUN) -m pytest -m "not vm"
+test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
+	$(RUN) -m pytest -m "not vm and not native"
 
 lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 	$(RUN) -m pytest tests/test_linters.py

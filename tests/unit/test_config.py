@@ -73,12 +73,12 @@ def test_an_empty_file_means_the_defaults() -> None:
 
 RANGES = [
     # key, within (both ends), outside
-    ("interval", ['"100ms"', '"10s"'], ['"99ms"', '"11s"', '"0s"']),
+    ("interval", ['"100ms"', '"5s"'], ['"99ms"', '"11s"', '"0s"']),
     ("host.cpu_target_pct", ["0.1", "100"], ["0", "-1", "100.1", "nan"]),
     ("cpu.weight.be_weight", ["1", "10000"], ["0", "10001", "-1"]),
     ("cpu.weight.ls_weight", ["1", "10000"], ["0", "10001"]),
     ("cpu.bandwidth.period", ['"1ms"', '"1s"'], ['"999us"', '"1.1s"']),
-    ("cpu.bandwidth.mean", ['"0s"', '"10min"'], ['"11min"']),
+    ("cpu.bandwidth.mean", ['"0s"', '"10min"'], ['"-1s"', '"11min"']),
     ("cpu.bandwidth.up_pct", ["0.5", "100"], ["0", "101"]),
     ("cpu.bandwidth.deadband_up_pct", ["0", "100"], ["-0.1", "100.5"]),
     ("cpu.bandwidth.deadband_down_pct", ["0", "100"], ["-0.1", "100.5"]),
@@ -95,6 +95,10 @@ RANGES = [
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, within, _ in RANGES for value in within])
 def test_both_ends_of_a_range_are_taken(key: str, value: str) -> None:
     decode(set_key(key, value))
+
+
+def test_the_longest_interval_needs_no_other_key() -> None:
+    assert decode('interval = "10s"').interval == 10_000_000
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, _, outside in RANGES for value in outside])
