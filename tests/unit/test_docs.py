@@ -104,6 +104,24 @@ def test_the_architecture_names_every_module_at_the_top_and_every_package() -> N
     assert [name for name in [*modules, *packages] if f"`qosd/{name}" not in text] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "module"), [("docs/ebpf.md", "qosd.ebpf.tracing"), ("docs/network.md", "qosd.net.session")]
+)
+def test_a_part_is_called_unused_exactly_as_long_as_it_is(name: str, module: str) -> None:
+    """Once it is wired, README.md ("State", "Limits") and docs/architecture.md must say so, too."""
+    package, _, stem = module.rpartition(".")
+    wired = [
+        path.name
+        for path in (ROOT / "qosd").glob("*.py")
+        if re.search(
+            rf"{re.escape(module)}\b|from {re.escape(package)} import .*\b{stem}\b", path.read_text("utf-8")
+        )
+    ]
+    called_unused = "**Not used by the daemon yet.**" in (ROOT / name).read_text(encoding="utf-8")
+
+    assert called_unused == (not wired), f"{name}: {module} is used by {wired or 'nobody'}"
+
+
 def test_the_configuration_that_the_readme_shows_is_accepted() -> None:
     shown = list(fences((ROOT / "README.md").read_text(encoding="utf-8"), "toml"))
 
