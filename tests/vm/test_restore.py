@@ -143,21 +143,21 @@ def test_sigkill_at_any_point_of_a_write_is_undone(guest: Guest, kernel: str) ->
     guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
     guest.sh("install -m 755 /dev/stdin /usr/local/lib/die_at.py <<'END'\n" + DIE_AT + "END\n")
 
-    deaths = 0
+    guest.drop_in(
+        "[Service]\nRestart=no\nEnvironmentFile=/run/die_at.env\nExecStart=\n"
+        "ExecStart=/usr/lib/qosd/bin/python3 -I /usr/local/lib/die_at.py run --config /etc/qosd/qosd.toml\n"
+    )
+    # Not before: the reload of the drop-in writes the unit's own weight.
+    guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
+    before = guest.values()
+
+    results = []
     for point in range(1, 21):
-        guest.drop_in(
-            f"[Service]\nRestart=no\nEnvironment=DIE_AT={point}\nExecStart=\n"
-            "ExecStart=/usr/lib/qosd/bin/python3 -I /usr/local/lib/die_at.py run --config /etc/qosd/qosd.toml\n"
-        )
-        # The reload of the drop-in wrote the unit's own weight.
-        guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
-        before = guest.values()
-        guest.sh("systemctl start qosd; true")
+        guest.sh(f"echo DIE_AT={point} >/run/die_at.env; systemctl start qosd; true")
         guest.until("systemctl is-failed -q qosd", seconds=20)
-        deaths += guest.sh("systemctl show -p Result --value qosd") == "signal\n"
-        guest.sh("systemctl reset-failed qosd")
+        results.append(guest.sh("systemctl show -p Result --value qosd; systemctl reset-failed qosd").strip())
         assert guest.values() == before, f"killed at effect {point} on {kernel}"
-    assert deaths == 20
+    assert results == ["signal"] * 20
 
 
 DIE_AT = '''
