@@ -37,8 +37,8 @@ class Change(msgspec.Struct, frozen=True):
     why: str
 
 
-def dump(snapshot: Snapshot) -> bytes:
-    """One line of a trace. Names of cgroups are escaped: they may hold bytes that are no text."""
+def plain(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as a trace has it: names escaped, they may hold bytes that are no text; no descendants."""
     workloads = tuple(
         msgspec.structs.replace(
             workload,
@@ -47,8 +47,7 @@ def dump(snapshot: Snapshot) -> bytes:
         for workload in snapshot.workloads
     )
     unknown = {printable(name): why for name, why in snapshot.unknown.items()}
-    plain = msgspec.structs.replace(snapshot, workloads=workloads, unknown=unknown, descendants=())
-    return msgspec.json.encode(plain) + b"\n"
+    return msgspec.structs.replace(snapshot, workloads=workloads, unknown=unknown, descendants=())
 
 
 def load(lines: Iterable[bytes]) -> Iterator[Snapshot]:

@@ -104,6 +104,29 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
     screen.show(options.socket, config, json=json)
 
 
+@cli.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--for", "duration", metavar="DURATION", default="1m", show_default=True, help="How long.")
+@as_json
+@use
+def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """Write what the daemon sees each tick to a new FILE, one JSON snapshot a line, for `qosctl replay`."""
+    from qosd.ctl import trace  # noqa: PLC0415 - the governors
+
+    trace.record(options.socket, file, whole_duration(duration), json=json)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
+@as_json
+def replay(file: str, config: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """What qosd would have written on a recorded FILE under another configuration; needs no daemon."""
+    from qosd.ctl import trace  # noqa: PLC0415 - the governors
+
+    trace.replay_file(file, config, json=json)
+
+
 for _command in (steer.reload, steer.pause, steer.resume, steer.restore, run.run):
     cli.add_command(_command)
 
