@@ -69,18 +69,22 @@ def _check(arguments: argparse.Namespace) -> int:
 def _restore(arguments: argparse.Namespace) -> int:
     """Undo what a dead daemon left; a living one would only write again at its next tick."""
     from qosd import journal  # noqa: PLC0415 - as above
+    from qosd.net import undo  # noqa: PLC0415 - same
     from qosd.procfs import cgroup2_mount  # noqa: PLC0415 - same
     from qosd.sys import Sys  # noqa: PLC0415 - same
 
+    undone = undo.remove_all_said()
+    for line in undone.lines:
+        print(f"qosd: {line}", file=sys.stderr)
     root = arguments.cgroup_root or cgroup2_mount()
     if root is None:
         print("qosd: no cgroup v2 hierarchy is mounted: nothing to restore", file=sys.stderr)
-        return 0
+        return int(undone.failed)
     outcomes = journal.restore_from(Sys(), arguments.runtime, root, journal.read_boot_id())
     for outcome in outcomes:
         path = outcome.path.encode("utf-8", "backslashreplace").decode()
         print(f"{path!r} {outcome.key.file}: {outcome.result} ({outcome.detail})", file=sys.stderr)
-    return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0
+    return int(undone.failed or any(outcome.result == "failed" for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from msgspec import Meta
 
 from qosd.errors import ConfigError
 from qosd.model import Tier
+from qosd.net.config import Bitrate, Net, parse_bitrate
+from qosd.net.config import check as check_net
+from qosd.net.device import MAX_WORKLOAD_CLASSES
 
 
 class Duration(int):
@@ -128,6 +131,7 @@ class WorkloadRule(_Section, frozen=True):
     match: Annotated[tuple[str, ...], Meta(min_length=1)]
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
+    egress_max: Bitrate | None = None
 
 
 DEFAULT_WORKLOADS = (
@@ -143,6 +147,7 @@ class Config(_Section, frozen=True):
     cpu: Cpu = Cpu()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
+    net: Net = Net()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
@@ -186,7 +191,9 @@ def _decode_quantity(kind: type, value: object) -> object:
         return ByteSize(parse_quantity(value, _SIZE_UNITS))
     if kind is ByteSize and type(value) is int and value >= 0:
         return ByteSize(value)
-    example = '"500ms"' if kind is Duration else '"2GiB"'
+    if kind is Bitrate and isinstance(value, str):
+        return parse_bitrate(value)
+    example = {Duration: '"500ms"', Bitrate: '"200Mbit"'}.get(kind, '"2GiB"')
     raise ValueError(f"expected a quantity with its unit such as {example}, got {value!r}")
 
 
@@ -235,6 +242,7 @@ def _check_together(config: Config) -> None:
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
     _check_overlap(config.workload)
+    _check_egress(config)
 
 
 def _check_quantities(config: Config) -> None:
@@ -243,6 +251,25 @@ def _check_quantities(config: Config) -> None:
     # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
     _within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
     _within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s (the last tick alone) to 10min")
+
+
+def _check_egress(config: Config) -> None:
+    why = check_net(config.net)
+    if why is not None:
+        raise ConfigError(why)
+    limited = 0
+    for index, rule in enumerate(config.workload):
+        if rule.egress_max is None:
+            continue
+        limited += 1
+        if rule.tier is not Tier.BE:
+            raise ConfigError(
+                f"workload[{index}].egress_max: only BE is limited; {rule.name!r} is {rule.tier}"
+            )
+        if limited > MAX_WORKLOAD_CLASSES:
+            raise ConfigError(
+                f"workload[{index}].egress_max: at most {MAX_WORKLOAD_CLASSES} rules can have one"
+            )
 
 
 def _within(key: str, value: int, low: int, high: int, words: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import grp
+import logging
 import os
 import select
 import socket
@@ -19,6 +20,8 @@ from typing import Any
 
 import msgspec
 
+log = logging.getLogger("qosd")
+
 FRAME_MAX = 64 * 1024
 CLIENTS_MAX = 16
 DEADLINE_USEC = 2_000_000
@@ -26,7 +29,7 @@ _HEADER = struct.Struct(">I")
 _PEERCRED = struct.Struct("3i")
 
 Handler = Callable[[dict[str, Any], int], dict[str, Any]]
-"""(request, uid of the caller) to reply. Raises nothing."""
+"""(request, uid of the caller) to reply. What it raises is a bug, which the caller only hears of."""
 
 
 def frames(reply: bytes) -> bytes:
@@ -107,19 +110,24 @@ class Server:
             return
         (length,) = _HEADER.unpack_from(client.inbound)
         if length > FRAME_MAX:
-            self._reply(client, {"error": f"a request is at most {FRAME_MAX} bytes"})
+            self._reply(client, msgspec.json.encode({"error": f"a request is at most {FRAME_MAX} bytes"}))
         elif len(client.inbound) >= _HEADER.size + length:
             self._reply(client, self._answer(client, client.inbound[_HEADER.size : _HEADER.size + length]))
 
-    def _answer(self, client: Client, body: bytes) -> dict[str, Any]:
+    def _answer(self, client: Client, body: bytes) -> bytes:
         try:
             request = msgspec.json.decode(body, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return {"error": f"not a JSON object: {error}"}
-        return self._handler(request, client.uid)
+            return msgspec.json.encode({"error": f"not a JSON object: {error}"})
+        try:
+            return msgspec.json.encode(self._handler(request, client.uid))
+        except Exception:
+            # A bug behind one question must not end the daemon, whose end would lift every limit.
+            log.exception("cannot answer %r", request.get("command"))
+            return msgspec.json.encode({"error": "internal error: journalctl -u qosd has it"})
 
-    def _reply(self, client: Client, reply: dict[str, Any]) -> None:
-        client.outbound = frames(msgspec.json.encode(reply))
+    def _reply(self, client: Client, reply: bytes) -> None:
+        client.outbound = frames(reply)
         self._epoll.modify(client.sock.fileno(), select.EPOLLOUT)
         self._send(client)
 

@@ -13,13 +13,15 @@ from typing import Any
 import msgspec
 
 from qosd import journal as journal_module
+from qosd.audit import log_record, log_restored
 from qosd.config import Duration, parse_duration
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine, own_pid_cgroup
 from qosd.errors import ConfigError, QosdError
 from qosd.host import probe_host, require
-from qosd.model import printable
+from qosd.net import undo
+from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
 from qosd.replay import plain
 from qosd.sense import HostFiles
@@ -66,7 +68,9 @@ class Daemon:
         os.makedirs(paths.runtime, mode=0o750, exist_ok=True)
         share_with_group(paths.runtime, config.control.group)
         boot_id = journal_module.read_boot_id()
-        _log_restored(journal_module.restore_from(sys, paths.runtime, root, boot_id))
+        log_restored(journal_module.restore_from(sys, paths.runtime, root, boot_id))
+        for line in undo.remove_all_said().lines:
+            log.warning("restore %s", line)
         self._engine = Engine(
             sys,
             sys.open(root, DIRECTORY),
@@ -76,6 +80,7 @@ class Daemon:
             HostFiles(sys, paths.proc, paths.sysfs),
         )
         self._config_error: str | None = None
+        self._logged = 0
         self._stopping = False
         self._reload_asked = False
         self._watchdog = os.environ.get("WATCHDOG_USEC") is not None
@@ -104,8 +109,9 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
-            _log_restored(self._engine.release().restored)
+            log_restored(self._engine.release().restored)
             self._engine.close()
+            self._log()
         return 0
 
     def _socket_path(self) -> str:
@@ -116,12 +122,15 @@ class Daemon:
         interval = int(self._engine.config.interval)
         deadline = self._now_usec() + interval
         while not self._stopping:
+            self._watch_network(epoll)
             wait = max(deadline - self._now_usec(), 0) / 1e6
             for fd, events in epoll.poll(wait):
                 if fd == wakeup.fileno():
                     self._on_signals(wakeup.recv(64))
                 elif server.owns(fd):
                     server.on_event(fd, events, self._now_usec())
+                elif fd == self._engine.egress.fileno():
+                    self._engine.note_network(self._engine.egress.on_readable(self._now_usec()))
             now = self._now_usec()
             server.expire(now)
             if now >= deadline and not self._stopping:
@@ -132,6 +141,13 @@ class Daemon:
                 self._tick()
                 interval = int(self._engine.config.interval)
                 deadline = self._next_deadline(deadline, interval)
+
+    def _watch_network(self, epoll: select.epoll) -> None:
+        """It opens and closes with the configuration; the kernel forgets a closed one by itself."""
+        fd = self._engine.egress.fileno()
+        if fd is not None:
+            with contextlib.suppress(FileExistsError):
+                epoll.register(fd, select.EPOLLIN)
 
     def _next_deadline(self, deadline: int, interval: int) -> int:
         """The next multiple of the interval that is still to come; missed ones are counted, not caught up."""
@@ -148,30 +164,20 @@ class Daemon:
             self._engine.failed = True
             self._engine.counters.failures += 1
             self._engine.release()
+            self._log()
             return
-        self._log(status)
+        self._log()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
         )
         notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
 
-    def _log(self, status: Status) -> None:
+    def _log(self) -> None:
         for record in self._engine.records:
-            if record.tick != status.tick:
-                continue
-            level = logging.INFO if record.error is None else logging.WARNING
-            log.log(
-                level,
-                "%s %s: %s -> %s (%s): %s%s",
-                record.path,
-                record.file,
-                record.old or "-",
-                record.new,
-                record.result,
-                record.reason.text,
-                f"; {record.error}" if record.error else "",
-            )
+            if record.id > self._logged:
+                self._logged = record.id
+                log_record(record)
         if self._engine.journal_error is not None:
             log.error("nothing is written: %s", self._engine.journal_error)
 
@@ -257,6 +263,8 @@ class Daemon:
 
 def _plain(quantity: object) -> object:
     """A configured quantity as the file could say it; msgspec encodes no subclass of int by itself."""
+    if isinstance(quantity, Bitrate):
+        return f"{quantity / 1000:.15g}kbit"
     return f"{quantity}us" if isinstance(quantity, Duration) else int(str(quantity))
 
 
@@ -298,14 +306,3 @@ def _one_line(status: Status) -> str:
         f"BE may use {be:.2f} of {status.host.nr_cpus} CPUs" if be is not None else "BE is not limited"
     )
     return f"{status.mode}: {len(status.workloads)} workloads, {allowance}"
-
-
-def _log_restored(outcomes: tuple[journal_module.Outcome, ...] | list[journal_module.Outcome]) -> None:
-    for outcome in outcomes:
-        log.info(
-            "restore %s %s: %s (%s)",
-            printable(outcome.path),
-            outcome.key.file,
-            outcome.result,
-            outcome.detail,
-        )

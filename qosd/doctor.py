@@ -41,6 +41,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_memory(facts),
         *_disks(facts),
         *_probes(facts),
+        *_uplinks(facts),
         *_clock(facts),
     ]
 
@@ -241,6 +242,16 @@ def _probes(facts: Facts) -> Iterator[Finding]:
         yield _ok("htb", "the kernel can shape traffic")
     elif facts.htb is False:
         yield _warn("htb", "no sch_htb: egress cannot be shaped", "a kernel with CONFIG_NET_SCH_HTB")
+
+
+def _uplinks(facts: Facts) -> Iterator[Finding]:
+    for each in facts.uplinks:
+        if each.ok:
+            yield _ok(f"uplink {each.name}", each.text)
+        else:
+            yield _warn(
+                f"uplink {each.name}", f"not shaped: {each.text}", each.remedy or "see docs/network.md"
+            )
 
 
 def _clock(facts: Facts) -> Iterator[Finding]:

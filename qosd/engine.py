@@ -7,10 +7,11 @@ from collections import deque
 
 import msgspec
 
-from qosd import __version__, governors, status
+from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
+from qosd.egress import Change, Egress
 from qosd.files import Key
 from qosd.journal import Journal
 from qosd.model import Snapshot
@@ -81,6 +82,7 @@ class Engine:
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
+        self.egress = Egress(sys, root_fd, config)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -103,6 +105,7 @@ class Engine:
         if config.workload != self.config.workload or config.sense != self.config.sense:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self.note_network(self.egress.reconfigure(config))
         self.config = config
 
     @property
@@ -137,7 +140,9 @@ class Engine:
         self._prev = now
         self.counters.ticks += 1
         self._note(report)
-        built = self._status(prev, now, decision, plan, report, files)
+        changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
+        self.note_network(changes)
+        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -176,6 +181,7 @@ class Engine:
 
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
+        self.note_network(self.egress.release())
         reports: list[Report] = []
         for _ in range(_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000
@@ -188,13 +194,36 @@ class Engine:
         return Report(restored=tuple(outcome for report in reports for outcome in report.restored))
 
     def close(self) -> None:
+        self.note_network(self.egress.close())
         self._sensor.close()
         self._host.close()
 
     def _note(self, report: Report) -> None:
         self.counters.add(report)
         self.journal_error = report.journal_error
-        records = status.decision_records(report, self._next_record, self._sys.time(), self._tick)
+        self._record(status.decision_records(report, self._next_record, self._sys.time(), self._tick))
+
+    def note_network(self, changes: tuple[Change, ...]) -> None:
+        """What happened to the uplinks, among the decisions."""
+        at = self._sys.time()
+        self._record(
+            tuple(
+                status.DecisionRecord(
+                    self._next_record + n,
+                    at,
+                    self._tick,
+                    change.uplink,
+                    audit.NETWORK,
+                    change.old,
+                    change.new,
+                    change.result,
+                    change.reason,
+                )
+                for n, change in enumerate(changes)
+            )
+        )
+
+    def _record(self, records: tuple[status.DecisionRecord, ...]) -> None:
         self._next_record += len(records)
         self.records.extend(records)
 

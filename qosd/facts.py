@@ -53,6 +53,13 @@ class DiskFacts(msgspec.Struct, frozen=True):
     io_cost: bool
 
 
+class UplinkFacts(msgspec.Struct, frozen=True):
+    name: str
+    ok: bool
+    text: str
+    remedy: str | None = None
+
+
 class Facts(msgspec.Struct, frozen=True):
     """None: could not be found out."""
 
@@ -78,3 +85,4 @@ class Facts(msgspec.Struct, frozen=True):
     clock_source: str | None = None
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
+    uplinks: tuple[UplinkFacts, ...] = ()

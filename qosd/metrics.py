@@ -23,6 +23,7 @@ from qosd.exposition import (
     StateSetMetricFamily,
 )
 from qosd.model import Pressure
+from qosd.net import metrics as network
 from qosd.status import SensorStatus, Status, WorkloadStatus
 
 _MODES = ("enforce", "observe", "paused", "starting", "failed")
@@ -73,6 +74,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _tiers(status)
     yield from _workloads(status)
     yield from _settings(status)
+    if status.net is not None:
+        yield from network.collect(status.net)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

@@ -10,6 +10,7 @@ from qosd.cpu.allowance import Usage, workload_cores
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
+from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
 
 
@@ -103,6 +104,8 @@ class Status(msgspec.Struct, frozen=True):
     """Cgroups that a rule matches and qosd does not take, with the reason."""
     paused_until: float | None = None
     detection: str = "poll"
+    net: NetView | None = None
+    """None while `[net] uplinks` lists nothing."""
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:

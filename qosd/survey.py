@@ -14,9 +14,10 @@ from qosd.configfile import read_config
 from qosd.discover import Match, resolve
 from qosd.engine import NEVER_TOUCHED
 from qosd.errors import ConfigError
-from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts
+from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts, UplinkFacts
 from qosd.host import HostFacts, probe_host
 from qosd.model import printable
+from qosd.net import survey as net
 from qosd.sys import DIRECTORY, Sys
 
 _OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
@@ -52,6 +53,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _read(_CLOCK),
         _steal_pct(),
         _disks(host.cgroup_root),
+        _uplinks(config),
     )
 
 
@@ -60,6 +62,16 @@ def _read_config(path: str) -> tuple[Config, str | None]:
         return read_config(path), None
     except ConfigError as error:
         return Config(), str(error)
+
+
+def _uplinks(config: Config) -> tuple[UplinkFacts, ...]:
+    if not config.net.uplinks:
+        return ()
+    try:
+        return tuple(UplinkFacts(*finding) for finding in net.survey(config.net))
+    except OSError as error:
+        why = f"cannot look at the devices: {error.strerror or error}"
+        return (UplinkFacts("net", ok=False, text=why, remedy="run it on the host, as root"),)
 
 
 def _read(path: str) -> str | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from qosd.control import Server
 from qosd.model import Pressure, Stall, Tier
+from qosd.net.status import ClassStatus, EgressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
 from qosd.status import (
     DecisionRecord,
@@ -79,6 +80,32 @@ def canned(**changes: Any) -> Status:
         refused={"be.slice/inner.slice": "it lies inside be.slice (workload 'batch')"},
     )
     return msgspec.structs.replace(whole, **changes)
+
+
+_CEILING = Reason(
+    "net.shaping/ceiling",
+    "BE may send 700.0 Mbit/s of 1.00 Gbit/s: LS and system use 200.0 Mbit/s",
+    (Input("ls_egress", 2e8, "bit/s"), Input("total_egress", 5e8, "bit/s")),
+    threshold="egress_target_pct = 90",
+)
+NET = NetView(
+    uplinks=(
+        UplinkView(
+            "eth0", 2, "up", 10**9, shaped=True, be_ceiling_bps=7 * 10**8, total_bps=5e8, ls_bps=2e8,
+            classes=(
+                ClassStatus("a001:10", "ls", 99 * 10**7, 10**9, 5 << 20, 5000, 1, 0),
+                ClassStatus("a001:2", "be-tier", 10**7, 7 * 10**8, 9 << 20, 9000, 7, 0),
+                ClassStatus("a001:20", "be", 5 * 10**6, 10**9, 8 << 20, 8000, 5, 3000),
+                ClassStatus("a001:30", "batch", 5 * 10**6, 2 * 10**8, 1 << 20, 1000, 2, 0),
+            ),
+            reason=_CEILING,
+        ),
+    ),
+    refused={"eth1": "eth1 has a root qdisc of somebody else: tbf 1:"},
+    degraded=("BE's packets cannot be told apart: no libbpf",),
+    egress=(EgressStatus("be.slice", "batch", "be", "a001:30", 2 * 10**8, 9 << 20, 9000, 1.5e8),),
+    netlink_requests=12,
+)  # fmt: skip
 
 
 def records() -> tuple[DecisionRecord, ...]:

@@ -10,11 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qosd.ctl import client, decisions, screen
+from qosd.ctl import client, decisions, network, screen
 from qosd.ctl.cgroups import exists, resolve
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
+from qosd.net.status import EgressStatus, UplinkView
 from qosd.plan import Reason
 from qosd.procfs import cgroup2_mount
 from qosd.status import DecisionRecord, SettingStatus, Status, WorkloadStatus
@@ -44,6 +45,16 @@ class Explanation(msgspec.Struct, frozen=True):
     not_managed: str | None
     """Why qosd sets nothing here; None where the cgroup is a workload."""
     settings: tuple[SettingStatus, ...]
+    decisions: tuple[DecisionRecord, ...]
+    """Newest first."""
+    egress: EgressStatus | None = None
+    """What it sends, where uplinks are shaped."""
+
+
+class UplinkExplanation(msgspec.Struct, frozen=True):
+    mode: str
+    time: float
+    uplink: UplinkView
     decisions: tuple[DecisionRecord, ...]
     """Newest first."""
 
@@ -82,6 +93,9 @@ def explain(
         why_not(path, status, rules),
         tuple(setting for setting in status.settings if setting.path == path),
         tuple(record for record in reversed(records) if record.path == path),
+        next((each for each in status.net.egress if each.path == path), None)
+        if status.net is not None
+        else None,
     )
 
 
@@ -97,6 +111,8 @@ def render(explained: Explanation, now: float) -> Group:
     parts: list[RenderableType] = [_headline(explained)]
     if explained.mode != "enforce":
         parts.append(Text(f"qosd is {MODES.get(explained.mode, (explained.mode, ''))[0]}", "yellow"))
+    if explained.egress is not None:
+        parts.append(Text(f"It sends {network.sentence(explained.egress)}."))
     for setting in explained.settings:
         parts += [Text(), *_setting(setting, explained, now)]
     if explained.not_managed is None and not explained.settings:
@@ -123,11 +139,7 @@ def _headline(explained: Explanation) -> Text:
 def _setting(setting: SettingStatus, explained: Explanation, now: float) -> Iterator[RenderableType]:
     value = setting.value if setting.value is not None else "-"
     yield Text.assemble((f"{setting.file} = {value}", "bold"), f"   {_standing(setting, explained.mode)}")
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column(overflow="fold")
-    for label, text in _reason(setting.reason, now - explained.time):
-        grid.add_row(f"  {label}", text)
+    grid = _reason_grid(setting.reason, now - explained.time)
     for record in explained.decisions:
         if record.file == setting.file and record.result in _WRITES:
             grid.add_row(
@@ -138,6 +150,15 @@ def _setting(setting: SettingStatus, explained: Explanation, now: float) -> Iter
     if setting.error is not None:
         grid.add_row("  error", setting.error)
     yield grid
+
+
+def _reason_grid(reason: Reason, since_tick: float) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for label, text in _reason(reason, since_tick):
+        grid.add_row(f"  {label}", text)
+    return grid
 
 
 def _standing(setting: SettingStatus, mode: str) -> str:
@@ -169,9 +190,36 @@ def _reason(reason: Reason, since_tick: float) -> Iterator[tuple[str, str]]:
             yield label, text
 
 
+def render_uplink(explained: UplinkExplanation, now: float) -> Group:
+    uplink = explained.uplink
+    parts: list[RenderableType] = [network.headline(uplink, explained.mode)]
+    if uplink.error is not None:
+        parts.append(Text(f"! {uplink.error}", "yellow"))
+    if uplink.reason is not None:
+        parts += [Text(), _reason_grid(uplink.reason, now - explained.time)]
+    if uplink.classes:
+        parts += [Text(), network.classes(uplink)]
+    if explained.decisions:
+        parts += [Text(), Text("Latest decisions, newest first", "bold")]
+        parts.append(decisions.table(explained.decisions[:_RECENT], now))
+    return Group(*parts)
+
+
+def _show_uplink(socket: str, status: Status, name: str, *, json: bool) -> None:
+    records = tuple(record for record in reversed(decisions.fetch(socket)) if record.path == name)
+    explained = UplinkExplanation(status.mode, status.time, network.find(status, name), records)
+    if json:
+        print_json(msgspec.json.encode(explained))
+    else:
+        screen.console().print(render_uplink(explained, time.time()))
+
+
 def show(socket: str, name: str, file: str | None, *, json: bool) -> None:
-    """Raises `Failure` when there is no such cgroup, or qosd wants nothing of the file."""
+    """Raises `Failure` when there is no such cgroup or uplink, or qosd wants nothing of the file."""
     status = client.ask_for(socket, "status", Status)
+    if file is None and name in network.names(status):
+        _show_uplink(socket, status, name, json=json)
+        return
     rules = client.ask_for(socket, "config", _Rules).workload
     records = decisions.fetch(socket)
     mount = cgroup2_mount()

@@ -49,7 +49,6 @@ class Net(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Changes of the ceiling below this share of the link are not made."""
     mean_sec: Annotated[float, Meta(gt=0, le=600)] = 5.0
     """LS egress is the larger of the last tick's rate and the mean over this time."""
-    hold_ticks: Annotated[int, Meta(ge=1)] = 3
     release_ticks: Annotated[int, Meta(ge=2)] = 30
     """Ticks without a reading until the ceiling goes back to its static value."""
     dscp_be: str | None = None
@@ -82,13 +81,11 @@ def check(net: Net) -> str | None:
     """What no single field can say: the path of the bad key and why, or None."""
     for key, text in (("dscp_be", net.dscp_be), ("dscp_ls", net.dscp_ls)):
         try:
-            parse_dscp(text or "CS0")
+            parse_dscp("CS0" if text is None else text)
         except ValueError as error:
             return f"net.{key}: {error}"
     if net.forwarded_mark is not None and net.forwarded_mark.bit_count() != 1:
         return "net.forwarded_mark: must be a single bit that nobody else on this host uses"
-    if net.release_ticks <= net.hold_ticks:
-        return "net.release_ticks: must be larger than net.hold_ticks"
     if net.be_floor_pct >= net.egress_target_pct:
         return "net.be_floor_pct: must be below net.egress_target_pct"
     if net.uplinks != "auto":

@@ -204,8 +204,7 @@ class Tc:
         """Counters and rates of our classes on one device; empty if it has none."""
         route = self._open()
         answer = self._asked(f"classes of device {ifindex}", lambda: list(route.get_classes(index=ifindex)))
-        # pyroute2's dump filters were ignored in some versions: look at the index again.
-        return tuple(parse_class(message) for message in answer if message["index"] == ifindex)
+        return tuple(parse_class(message) for message in answer if _is_ours(message, ifindex))
 
     def close(self) -> None:
         if self.route is not None:
@@ -267,6 +266,15 @@ def _netlink_error() -> type[Any]:
 
     error: type[Any] = NetlinkError
     return error
+
+
+def _is_ours(message: Any, ifindex: int) -> bool:  # noqa: ANN401 - untyped library
+    """The dump has the flows of fq_codel leaves too (fq_codel_walk), which are classes of their own kind.
+
+    pyroute2's dump filters were ignored in some versions: look at the index again.
+    """
+    ours: bool = message["index"] == ifindex and message["handle"] >> 16 == HANDLE >> 16
+    return ours and message.get_attr("TCA_KIND") == "htb"
 
 
 def parse_class(message: Any) -> ClassSample:  # noqa: ANN401 - untyped library

@@ -9,6 +9,7 @@ replace.
 from __future__ import annotations
 
 import errno
+import socket
 from typing import NamedTuple
 
 from qosd.net import rtnl
@@ -40,6 +41,31 @@ def remove_all() -> Undone:
             else:
                 removed.append(qdisc.ifindex)
         return Undone(tuple(removed), tuple(failed))
+
+
+class Said(NamedTuple):
+    lines: tuple[str, ...]
+    failed: bool
+
+
+def remove_all_said() -> Said:
+    """`remove_all` in words for the log; raises nothing."""
+    try:
+        undone = remove_all()
+    except OSError as error:
+        return Said((f"cannot look for our root qdiscs: {error.strerror or error}",), failed=True)
+    lines = [
+        f"{_name(index)}: our root qdisc is off; the kernel's default is back" for index in undone.removed
+    ]
+    lines += [f"{_name(index)}: our root qdisc stays: {why}" for index, why in undone.failed]
+    return Said(tuple(lines), failed=bool(undone.failed))
+
+
+def _name(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"device {ifindex}"
 
 
 def remove(ifindex: int) -> bool:

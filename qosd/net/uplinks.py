@@ -217,7 +217,9 @@ class Uplinks:
         """Bit/s: the operator's word, else the driver's, else (the link is down now) what it was."""
         configured = self.config.link_speed.get(name)
         if configured is not None:
-            return configured
+            return int(
+                configured
+            )  # a plain number: it ends up in the Status, where no Bitrate can be encoded
         if link.speed_mbit is not None:
             return link.speed_mbit * 1_000_000
         return None if held is None else held.speed_bps

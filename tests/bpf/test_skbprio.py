@@ -87,6 +87,24 @@ def test_two_workloads_have_their_own_class_and_counters(library: Library, cgrou
         probe.close()
 
 
+def test_where_roots_nest_a_limit_of_its_own_stays_and_a_shared_class_gives_way(
+    library: Library, cgroup: Any
+) -> None:
+    outer, inner = cgroup("outer"), cgroup("outer/inner")
+    probe = SkbPrio.open(library)
+    try:
+        for shared, own in ((0x10, 0x20), (0x20, 0x10)):
+            attach(probe, outer, ClassId(0xA001, shared))
+            attach(probe, inner, ClassId(0xA001, own))
+            packets = send_from(inner.path / "cgroup.procs")
+            assert packets.get("0xa0010020", 0) == (10 if shared == 0x20 else 0)
+        # No class a001:30 in that namespace: such packets go where unknown ones go, and not to a001:20.
+        attach(probe, inner, ClassId(0xA001, 0x30))
+        assert send_from(inner.path / "cgroup.procs").get("0xa0010020", 0) == 0
+    finally:
+        probe.close()
+
+
 def test_once_detached_the_class_is_no_longer_set(library: Library, cgroup: Any) -> None:
     be = cgroup("be")
     probe = SkbPrio.open(library)

@@ -26,6 +26,7 @@ from qosd.config import (
 from qosd.configfile import read_config
 from qosd.errors import ConfigError
 from qosd.model import Tier
+from qosd.net.device import MAX_WORKLOAD_CLASSES
 
 DEFAULTS = msgspec.to_builtins(Config(), enc_hook=int)
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/qosd.toml"
@@ -89,6 +90,16 @@ RANGES = [
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
     ("sense.max_depth", ["1", "500"], ["0", "501"]),
     ("sense.cold_ticks", ["1", "100"], ["0"]),
+    ("net.uplinks", ['"auto"', '["eth0", "eth1"]'], ['"eth0"', "3"]),
+    ("net.egress_target_pct", ["2", "100"], ["0", "101"]),
+    ("net.be_floor_pct", ["0.1", "50"], ["0", "51"]),
+    ("net.up_pct", ["0.1", "100"], ["0", "101"]),
+    ("net.deadband_pct", ["0", "20"], ["-1", "21"]),
+    ("net.mean_sec", ["0.1", "600"], ["0", "601"]),
+    ("net.release_ticks", ["2", "1000"], ["1"]),
+    ("net.dscp_be", ['"CS1"', '"63"'], ['"CS9"', '"64"']),
+    ("net.dscp_ls", ['"EF"'], ['""', '"af41"']),
+    ("net.forwarded_mark", ["0x1", "0x80000000"], ["0", "0x3", "0x100000000"]),
 ]
 
 
@@ -234,6 +245,23 @@ def test_a_workload_needs_its_name_its_tier_and_its_match() -> None:
 )
 def test_a_workload_out_of_bounds_is_refused_by_its_index(text: str) -> None:
     assert refusal(text).startswith("workload[0]")
+
+
+def test_a_link_speed_is_a_bit_rate_of_a_listed_uplink() -> None:
+    net = decode('[net]\nuplinks = ["eth0"]\nlink_speed = { eth0 = "2.5Gbit" }').net
+    assert net.link_speed == {"eth0": 2_500_000_000}
+    assert refusal('[net]\nlink_speed = { eth0 = "1Gbit" }').startswith("net.link_speed.eth0: ")
+    assert "kbit, Mbit, Gbit" in refusal('[net]\nuplinks = ["eth0"]\nlink_speed = { eth0 = "1GiB" }')
+
+
+def test_only_be_can_have_an_egress_max_and_as_many_as_there_are_classes() -> None:
+    limited = 'egress_max = "200Mbit"\n'
+    assert decode(workload("x", "be", "x") + limited).workload[0].egress_max == 200_000_000
+    assert refusal(workload("x", "ls", "x") + limited).startswith("workload[0].egress_max: only BE")
+    many = [workload(f"x{n}", "be", f"x{n}") + limited for n in range(MAX_WORKLOAD_CLASSES + 1)]
+    decode("".join(many[1:]))
+    assert refusal("".join(many)).startswith(f"workload[{MAX_WORKLOAD_CLASSES}].egress_max: at most")
+    assert "200Mbit" in refusal(workload("x", "be", "x") + "egress_max = 200")
 
 
 def test_a_name_used_twice_is_refused() -> None:

@@ -4,7 +4,7 @@ import io
 
 import msgspec
 import pytest
-from ctl_daemon import NOW, canned
+from ctl_daemon import NET, NOW, canned
 from rich.console import Console
 
 from qosd.ctl import screen
@@ -46,6 +46,20 @@ def shown(status: Status, width: int = 100) -> str:
 
 def test_the_screen_says_what_stands_and_why() -> None:
     assert shown(canned()) == SCREEN
+
+
+NETWORK = """\
+UPLINK  LINK      LS+SYSTEM   BE          BE MAY      DROPS  WHY
+eth0    1 Gbit/s  200 Mbit/s  300 Mbit/s  700 Mbit/s  8      the target less what LS uses
+! uplink eth1 is not shaped: eth1 has a root qdisc of somebody else: tbf 1:
+! network: BE's packets cannot be told apart: no libbpf
+be.slice sends 150 Mbit/s of its egress_max 200 Mbit/s
+"""
+
+
+def test_uplinks_have_a_section_with_what_is_refused_and_what_does_not_work() -> None:
+    assert NETWORK in shown(canned(net=NET))
+    assert "UPLINK" not in shown(canned())
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 132, 200])

@@ -13,7 +13,16 @@ from rich.console import Console
 from qosd.ctl.doctor import render
 from qosd.ctl.main import cli
 from qosd.doctor import Finding, Severity, examine
-from qosd.facts import CONTROLLERS, KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts
+from qosd.facts import (
+    CONTROLLERS,
+    KERNEL_FILES,
+    CgroupFacts,
+    DiskFacts,
+    Facts,
+    PatternFacts,
+    SliceFacts,
+    UplinkFacts,
+)
 from qosd.host import HostFacts
 from qosd.model import Tier
 from qosd.survey import survey
@@ -55,6 +64,18 @@ def host(**changes: Any) -> HostFacts:
 
 def cgroup(**changes: Any) -> tuple[CgroupFacts]:
     return (msgspec.structs.replace(WELL.cgroups[0], **changes),)
+
+
+def test_an_uplink_that_is_refused_is_a_warning_with_its_remedy() -> None:
+    facts = changed(
+        uplinks=(
+            UplinkFacts("eth0", ok=True, text="eth0 can be shaped"),
+            UplinkFacts("eth1", ok=False, text="there is no device eth1", remedy="correct net.uplinks"),
+        )
+    )
+    (finding,) = wrong(facts)
+    assert (finding.check, finding.text) == ("uplink eth1", "not shaped: there is no device eth1")
+    assert finding.remedy == "correct net.uplinks"
 
 
 def test_a_host_with_everything_has_nothing_wrong() -> None:

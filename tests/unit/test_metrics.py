@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from ctl_daemon import NET
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
@@ -86,7 +87,7 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     }
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
-    for family in metrics.collect(source(status()), 1001.0):
+    for family in metrics.collect(source(status(net=NET)), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))
@@ -105,6 +106,14 @@ def test_pressure_is_the_kernels_total_in_seconds() -> None:
         ("workload", "be"),
     )
     assert seen["qosd_workload_pressure_seconds_total", by_workload] == 2.5
+
+
+def test_without_uplinks_there_are_no_families_of_the_network() -> None:
+    assert not {name for name, _ in samples(status()) if name.startswith("qosd_net")}
+    assert (
+        samples(status(net=NET))["qosd_net_egress_bits_per_second", (("tier", "be"), ("uplink", "eth0"))]
+        == 3e8
+    )
 
 
 def test_what_is_not_known_has_no_sample() -> None:

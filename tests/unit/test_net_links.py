@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -277,6 +278,40 @@ def test_every_refusal_of_the_kernel_has_a_word(
     assert raised.value.fault is fault
 
 
+class Message(dict[str, int]):
+    """As pyroute2 decodes an RTM_NEWTCLASS."""
+
+    def __init__(self, ifindex: int, handle: int, kind: str) -> None:
+        super().__init__(index=ifindex, handle=handle)
+        self.attributes: dict[str, object] = {"TCA_KIND": kind}
+        if kind == "htb":
+            rate = Message(0, 0, "")
+            rate.attributes = {"TCA_HTB_PARMS": {"rate": 125, "ceil": 250}}
+            counts = Message(0, 0, "")
+            counts.attributes = {
+                "TCA_STATS_BASIC": {"bytes": 10, "packets": 1},
+                "TCA_STATS_QUEUE": {"drops": 2, "backlog": 3},
+            }
+            self.attributes |= {"TCA_OPTIONS": rate, "TCA_STATS2": counts}
+
+    def get_attr(self, name: str) -> object:
+        return self.attributes.get(name)
+
+
+def test_of_a_dump_only_our_own_classes_are_read() -> None:
+    """fq_codel leaves dump the flows in them as classes that have no rate."""
+    dump = [
+        Message(2, BE_CLASS, "htb"),
+        Message(2, 0xA020_0001, "fq_codel"),
+        Message(2, 0x1_0001, "htb"),
+        Message(3, BE_CLASS, "htb"),
+    ]
+    connection = tc.Tc()
+    connection.route = SimpleNamespace(get_classes=lambda **_: dump)  # type: ignore[assignment]
+    (only,) = connection.classes(2)
+    assert (only.classid, only.bytes, only.drops, only.ceil_bps) == (BE_CLASS, 10, 2, 2000)
+
+
 def test_undo_and_the_monitor_import_the_standard_library_only() -> None:
     """ExecStopPost must work with a broken virtualenv; `-S` hides site-packages."""
     code = (
@@ -328,7 +363,6 @@ def test_dscp_names_are_those_of_the_rfcs(text: str, dscp: int) -> None:
         (Net(dscp_be="CS9"), "net.dscp_be"),
         (Net(dscp_ls="64"), "net.dscp_ls"),
         (Net(forwarded_mark=0x300), "net.forwarded_mark"),
-        (Net(hold_ticks=5, release_ticks=5), "net.release_ticks"),
         (Net(be_floor_pct=50, egress_target_pct=50), "net.be_floor_pct"),
         (Net(uplinks=("eth0",), link_speed={"eth1": parse_bitrate("1Gbit")}), "net.link_speed.eth1"),
     ],

@@ -29,7 +29,7 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def machine(kernel: str, share: Path) -> Iterator[Machine]:
-    with Machine.boot(kernel=kernel, share=share) as booted:
+    with Machine.boot(kernel=kernel, share=share, nics=2) as booted:
         yield booted
 
 

@@ -3,10 +3,13 @@
  * Which traffic class does a workload's egress go to? HTB takes a valid class id in skb->priority as the class.
  *
  * One program, attached to each workload's root; the cgroup storage is that of the cgroup it is attached to, also
- * for packets of the cgroups below. Where roots nest, the outer one runs last and wins.
+ * for packets of the cgroups below. Where roots nest, the inner one runs first: what it gave a class with a limit of
+ * its own keeps it.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+
+#define LAST_SHARED 0x20 /* a001:20: BE without a limit of its own; the classes above are of single workloads */
 
 struct class {
 	__u32 priority; /* major << 16 | minor; 0: count only */
@@ -36,10 +39,12 @@ int skbprio_egress(struct __sk_buff *skb)
 	struct class *class = bpf_get_local_storage(&skbprio_class, 0);
 	struct traffic *traffic = bpf_get_local_storage(&skbprio_traffic, 0);
 	__u32 segments = skb->gso_segs;
+	int limited;
 
 	traffic->bytes += skb->len;
 	traffic->packets += segments ? segments : 1;
-	if (class->priority)
+	limited = (skb->priority ^ class->priority) >> 16 == 0 && (skb->priority & 0xffff) > LAST_SHARED;
+	if (class->priority && !limited)
 		skb->priority = class->priority;
 	return 1; /* let it pass */
 }
