@@ -49,7 +49,7 @@ def status(options: Options, json: bool, watch: bool) -> None:  # noqa: FBT001 -
 @as_json
 @use
 def explain(options: Options, cgroup: str, file: str | None, json: bool) -> None:  # noqa: FBT001 - as above
-    """Why each setting of CGROUP (a path, a unit, a workload) or of an uplink is what it is, or is left alone."""
+    """Why each setting of CGROUP (path, unit, workload) or of an uplink is what it is, or is left alone."""
     from qosd.ctl import explain as screen  # noqa: PLC0415 - rich
 
     screen.show(options.socket, cgroup, file, json=json)

@@ -192,10 +192,8 @@ def test_the_same_source_gives_the_same_bytes(small: tuple[Path, Path], tmp_path
 
 @pytest.mark.vm
 def test_what_it_depends_on_is_in_debian(package: Path) -> None:
-    wanted = [
-        entry.split()[0] for entry in f"{field(package, 'Depends')}, {field(package, 'Suggests')}".split(", ")
-    ]
-    if shutil.which("apt-cache") is None or not known_to_apt("python3-bpfcc"):
+    wanted = [entry.split()[0] for entry in field(package, "Depends").split(", ")]
+    if shutil.which("apt-cache") is None or not known_to_apt("adduser"):
         pytest.skip("apt has no package lists here")
     assert [name for name in wanted if not known_to_apt(name)] == []
 
