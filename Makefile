@@ -18,11 +18,11 @@ demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo
 	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
 test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
-	packaging/bootstrap lab
+	packaging/bootstrap test
 	$(RUN) -m pytest
 
-test-fast: $(VENV)/stamp ## everything but the VM, under a minute
-	$(RUN) -m pytest -m "not vm"
+test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
+	$(RUN) -m pytest -m "not vm and not native"
 
 lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 	$(RUN) -m pytest tests/test_linters.py

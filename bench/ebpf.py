@@ -165,6 +165,7 @@ def rss():
     with open("/proc/self/smaps_rollup") as f:
         return next(int(line.split()[1]) for line in f if line.startswith("Rss:"))
 from qosd.ebpf.libbpf import Library
+from qosd.ebpf.skbprio import SkbPrio
 from qosd.ebpf.tracing import Tracing
 before = rss()
 start = time.perf_counter()

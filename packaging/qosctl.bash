@@ -4,7 +4,7 @@ _qosctl() {
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
         [explain]='--file --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [run]='--user' [status]='--watch --json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --json' [run]='--user' [status]='--watch --json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -18,7 +18,7 @@ _qosctl() {
         --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
         --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus' -- "$current"); return ;;
-        --since) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
+        --since | --for) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
         --path) _qosctl_cgroups; return ;;
     esac
     case $command in
@@ -41,7 +41,7 @@ _qosctl() {
         return
     fi
     case $command in
-        check) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        check | record | replay) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         explain) _qosctl_cgroups ;;
         pause) mapfile -t COMPREPLY < <(compgen -W '10m 1h' -- "$current") ;;
     esac

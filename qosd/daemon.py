@@ -23,6 +23,7 @@ from qosd.host import probe_host, require
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
+from qosd.replay import plain
 from qosd.sense import HostFiles
 from qosd.status import Status
 from qosd.sys import DIRECTORY, Sys
@@ -223,7 +224,13 @@ class Daemon:
     def _handle(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
         command = str(request.get("command"))
         engine = self._engine
-        views = {"status": self.status, "decisions": tuple(engine.records), "config": engine.config}
+        views: dict[str, object] = {
+            "status": self.status,
+            "decisions": tuple(engine.records),
+            "config": engine.config,
+        }
+        if command == "snapshot" and engine.snapshot is not None:
+            views["snapshot"] = plain(engine.snapshot)
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
         if command not in ("reload", "pause", "resume"):

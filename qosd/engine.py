@@ -109,6 +109,11 @@ class Engine:
         self.config = config
 
     @property
+    def snapshot(self) -> Snapshot | None:
+        """What the last tick saw."""
+        return self._prev
+
+    @property
     def mode(self) -> str:
         if self.failed:
             return "failed"

@@ -99,7 +99,7 @@ def _limit(
         return wanted, clamp
     if wanted < current:
         if current - wanted <= capacity * bandwidth.deadband_down_pct / 100:
-            return current, f"kept at {current:.2f} within the deadband"
+            return current, clamp or f"kept at {current:.2f} within the deadband"
         return wanted, clamp
     if wanted - current <= capacity * bandwidth.deadband_up_pct / 100 and wanted < capacity:
         return current, f"kept at {current:.2f} within the deadband"

@@ -49,7 +49,7 @@ def status(options: Options, json: bool, watch: bool) -> None:  # noqa: FBT001 -
 @as_json
 @use
 def explain(options: Options, cgroup: str, file: str | None, json: bool) -> None:  # noqa: FBT001 - as above
-    """Why each setting of CGROUP (a path, a unit, a workload) or of an uplink is what it is, or is not."""
+    """Why each setting of CGROUP (path, unit, workload) or of an uplink is what it is, or is left alone."""
     from qosd.ctl import explain as screen  # noqa: PLC0415 - rich
 
     screen.show(options.socket, cgroup, file, json=json)
@@ -102,6 +102,29 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
     from qosd.ctl import doctor as screen  # noqa: PLC0415 - rich and psutil
 
     screen.show(options.socket, config, json=json)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--for", "duration", metavar="DURATION", default="1m", show_default=True, help="How long.")
+@as_json
+@use
+def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """Write what the daemon sees each tick to a new FILE, one JSON snapshot a line, for `qosctl replay`."""
+    from qosd.ctl import trace  # noqa: PLC0415 - the governors
+
+    trace.record(options.socket, file, whole_duration(duration), json=json)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
+@as_json
+def replay(file: str, config: str, json: bool) -> None:  # noqa: FBT001 - as above
+    """What qosd would have written on a recorded FILE under another configuration; needs no daemon."""
+    from qosd.ctl import trace  # noqa: PLC0415 - the governors
+
+    trace.replay_file(file, config, json=json)
 
 
 for _command in (steer.reload, steer.pause, steer.resume, steer.restore, run.run):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Cgroup:
         """A Python child that is in the cgroup, and on the CPU, before its first line."""
         # Nice -20, so that what else the host runs hardly counts.
         pin = f"os.sched_setaffinity(0, {{{cpu}}}); os.nice(-20);" if cpu is not None else ""
-        enter = f"import os; open({str(self.path / 'cgroup.procs')!r}, 'w').write('0');{pin}\n"
+        enter = f"import os; {pin} open({str(self.path / 'cgroup.procs')!r}, 'w').write('0')\n"
         return subprocess.Popen([sys.executable, "-I", "-S", "-c", enter + code])
 
 
@@ -89,10 +90,10 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Cgroup]]:
 def _remove(path: Path) -> None:
     """A killed task leaves its cgroup only once it is reaped: wait for `populated 0`."""
     events = path / "cgroup.events"
-    for _ in range(10_000):
-        if "populated 0" in events.read_text():
-            break
-        os.sched_yield()
+    deadline = time.monotonic() + 20
+    while "populated 0" not in events.read_text():
+        assert time.monotonic() < deadline, f"{path} is still populated"
+        time.sleep(0.002)
     path.rmdir()
 
 

@@ -130,11 +130,12 @@ def test_be_keeps_its_floor_and_never_gets_more_than_there_is(config: Config, lo
                     assert set(cpus) <= set(range(NR_CPUS))
 
 
-@given(LOADS)
-def test_the_allowance_rises_by_its_ramp_at_most(loads: list[tuple]) -> None:
+@given(LOADS, st.sampled_from([5.0, 10.0, 100.0]))
+def test_the_allowance_rises_by_its_ramp_at_most(loads: list[tuple], up_pct: float) -> None:
     clock = Clock()
-    step = NR_CPUS * CpuBandwidth().up_pct / 100
-    cores = allowances(Config(), [clock.snapshot(*load) for load in loads])
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(up_pct=up_pct)))
+    step = NR_CPUS * up_pct / 100
+    cores = allowances(config, [clock.snapshot(*load) for load in loads])
     for before, after in pairwise(cores):
         assert before is None or after is None or after <= before + step + 1e-9
 
@@ -148,7 +149,7 @@ def test_more_ls_use_never_means_more_for_be(low: float, more: float) -> None:
     lighter, heavier = after(low), after(min(low + more, NR_CPUS))
     assert lighter is not None
     assert heavier is not None
-    assert heavier <= lighter + 1e-9
+    assert heavier <= lighter + 1e-5, "beyond the microsecond that cpu.stat counts in"
 
 
 def test_the_allowance_falls_at_once() -> None:
@@ -159,10 +160,10 @@ def test_the_allowance_falls_at_once() -> None:
     assert cores[2] == pytest.approx(NR_CPUS * 0.95 - 6.0)
 
 
-def test_a_dip_of_ls_is_not_taken_for_room() -> None:
-    """Use counts as the larger of the last tick and the mean: one quiet second frees little."""
-    clock = Clock()
+def test_with_a_mean_a_dip_of_ls_is_not_taken_for_room() -> None:
+    """Use counts as the larger of the last tick and the mean: one quiet second in five frees a fifth."""
     config = Config(cpu=Cpu(bandwidth=CpuBandwidth(mean=Duration(5_000_000))))
+    clock = Clock()
     cores = allowances(config, [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
 
     assert cores[-1] is not None

@@ -127,7 +127,7 @@ def complete(*words: str) -> list[str]:
     [
         (["st"], ["status"]),
         (["--socket", "/run/x", "st"], ["status"]),
-        (["re"], ["reload", "restore", "resume"]),
+        (["res"], ["restore", "resume"]),
         (["run", ""], ["--", "--help", "--user", "be", "ls"]),
         (["pause", "1"], ["10m", "1h"]),
     ],

@@ -29,16 +29,11 @@ def throttled(guest: Guest) -> tuple[Guest, dict[str, str]]:
 def test_a_stop_gives_everything_back_within_two_seconds(throttled: tuple[Guest, dict[str, str]]) -> None:
     guest, before = throttled
 
-    took = float(
-        guest.sh(
-            "S=$EPOCHREALTIME; systemctl stop qosd; echo $EPOCHREALTIME - $S | bc 2>/dev/null || "
-            "python3 -c \"import sys; print(float('$EPOCHREALTIME')-float('$S'))\""
-        )
-    )
+    asked = float(guest.sh("cut -d' ' -f1 /proc/uptime; systemctl stop qosd"))
 
     assert guest.values() == before
-    # The unit's own ExecStopPost starts a second interpreter, which emulation makes slow; two for the daemon.
-    assert took < 2 + 3
+    left = int(guest.sh("systemctl show -p ExecMainExitTimestampMonotonic --value qosd")) / 1e6
+    assert left - asked < 2
     assert guest.sh("systemctl show -p Result --value qosd") == "success\n"
 
 
@@ -77,7 +72,7 @@ def test_the_oom_killer_taking_the_daemon_undoes_its_limits(throttled: tuple[Gue
     guest.sh(f"echo 1M >{CGROUP}/qosd.slice/qosd.service/memory.max")
     guest.until("systemctl is-failed -q qosd")
 
-    assert guest.sh("systemctl show -p Result --value qosd") == "oom-kill\n"
+    assert "Memory cgroup out of memory" in guest.sh("journalctl -k --no-pager -o cat --since=-1min")
     guest.until(f"grep -q ^max {CGROUP}/{WEAKEST_LIMIT}", seconds=5)
     assert guest.values() == before
 
@@ -120,7 +115,7 @@ def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(g
     drop_ins = guest.sh("find /etc/systemd /run/systemd -name '*.conf' | sort")
 
     guest.sh("systemctl start qosd")
-    guest.until(f"grep -q ' 10000$' {CGROUP}/be.slice/cpu.max")
+    guest.until(f'grep -q " 10000$" {CGROUP}/be.slice/cpu.max')
     guest.sh("systemctl stop qosd")
 
     assert guest.values() == before
@@ -134,7 +129,7 @@ def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(guest: G
     before = guest.values()
 
     guest.sh("systemctl start qosd")
-    guest.until(f"grep -q ' 10000$' {CGROUP}/be.slice/cpu.max")
+    guest.until(f'grep -q " 10000$" {CGROUP}/be.slice/cpu.max')
     assert guest.read("be.slice/cpu.max.burst") == "0"
     guest.sh("systemctl stop qosd")
 
@@ -145,24 +140,24 @@ def test_sigkill_at_any_point_of_a_write_is_undone(guest: Guest, kernel: str) ->
     """The N-th effect of the daemon is its last, for each N from the first to past the first writes."""
     guest.sh("systemctl stop qosd")
     guest.hog()
-    guest.sh(
-        f"systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000; echo 77 >{CGROUP}/ls.slice/cpu.weight"
-    )
-    before = guest.values()
+    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
     guest.sh("install -m 755 /dev/stdin /usr/local/lib/die_at.py <<'END'\n" + DIE_AT + "END\n")
 
-    deaths = 0
+    guest.drop_in(
+        "[Service]\nRestart=no\nEnvironmentFile=/run/die_at.env\nExecStart=\n"
+        "ExecStart=/usr/lib/qosd/bin/python3 -I /usr/local/lib/die_at.py run --config /etc/qosd/qosd.toml\n"
+    )
+    # Not before: the reload of the drop-in writes the unit's own weight.
+    guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
+    before = guest.values()
+
+    results = []
     for point in range(1, 21):
-        guest.drop_in(
-            f"[Service]\nRestart=no\nEnvironment=DIE_AT={point}\nExecStart=\n"
-            "ExecStart=/usr/lib/qosd/bin/python3 -I /usr/local/lib/die_at.py run --config /etc/qosd/qosd.toml\n"
-        )
-        guest.sh("systemctl start qosd; true")
+        guest.sh(f"echo DIE_AT={point} >/run/die_at.env; systemctl start qosd; true")
         guest.until("systemctl is-failed -q qosd", seconds=20)
-        deaths += guest.sh("systemctl show -p Result --value qosd") == "signal\n"
-        guest.sh("systemctl reset-failed qosd")
+        results.append(guest.sh("systemctl show -p Result --value qosd; systemctl reset-failed qosd").strip())
         assert guest.values() == before, f"killed at effect {point} on {kernel}"
-    assert deaths == 20
+    assert results == ["signal"] * 20
 
 
 DIE_AT = '''

@@ -60,7 +60,8 @@ def headline(result: Result) -> str:
     caveat = "" if clear else " For latency, that is within the spread of the rounds: no difference."
     return (
         f"<b>With qosd</b>, the service's p99 latency is {p99} ms while best-effort jobs get {work} of"
-        f" {result.facts['cpus']} CPUs. <i>Without</i>, it is {p99_without} ms while they get {work_without}.{caveat}"
+        f" {result.facts['cpus']} CPUs. <i>Without</i>, it is {p99_without} ms while they get {work_without}."
+        + caveat
     )
 
 

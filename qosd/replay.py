@@ -1,0 +1,95 @@
+"""Recorded snapshots through the governors again: what would have been written, and why. Pure.
+
+A trace is one JSON snapshot a line. Replay assumes that every write succeeds and changes nothing else: it
+knows what qosd would have decided on what was seen then, not how the workloads would have answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from qosd import governors
+from qosd.config import Config
+from qosd.errors import QosdError
+from qosd.files import Key
+from qosd.model import Snapshot, printable
+from qosd.plan import FileState, Ledger, Now, Plan, diff
+
+_decoder = msgspec.json.Decoder(Snapshot)
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What one recorded tick leads to."""
+
+    tick: int
+    monotonic_usec: int
+    allowance_cores: float | None
+    writes: tuple[Change, ...]
+
+
+class Change(msgspec.Struct, frozen=True):
+    path: str
+    file: str
+    old: str
+    new: str
+    why: str
+
+
+def plain(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as a trace has it: names escaped, they may hold bytes that are no text; no descendants."""
+    workloads = tuple(
+        msgspec.structs.replace(
+            workload,
+            sample=msgspec.structs.replace(workload.sample, path=printable(workload.sample.path)),
+        )
+        for workload in snapshot.workloads
+    )
+    unknown = {printable(name): why for name, why in snapshot.unknown.items()}
+    return msgspec.structs.replace(snapshot, workloads=workloads, unknown=unknown, descendants=())
+
+
+def load(lines: Iterable[bytes]) -> Iterator[Snapshot]:
+    """The snapshots of a trace; raises QosdError naming the line that is none."""
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise QosdError(f"line {number} is not a snapshot: {error}") from None
+
+
+def replay(config: Config, snapshots: Iterable[Snapshot]) -> Iterator[Step]:
+    """What this configuration would have done, tick by tick."""
+    state = governors.State()
+    ledger: Ledger = {}
+    prev: Snapshot | None = None
+    written: dict[Key, str] = {}
+    for now in snapshots:
+        state, decision = governors.decide(config, prev, now, state)
+        files = {Key(w.id, file): text for w in now.workloads for file, text in w.files.items()} | written
+        ledger, plan = diff(Now(now.monotonic_usec, files), decision.desired, ledger, config.ownership)
+        ledger = _as_if_written(ledger, plan, written)
+        cores = decision.allowance.cores if decision.allowance is not None else None
+        yield Step(now.tick, now.monotonic_usec, cores, _changes(plan))
+        prev = now
+
+
+def _as_if_written(ledger: Ledger, plan: Plan, written: dict[Key, str]) -> Ledger:
+    following = dict(ledger)
+    for write in plan.writes:
+        held = following.get(write.key, FileState())
+        original = write.old if held.original is None else held.original
+        following[write.key] = msgspec.structs.replace(held, original=original, ours=write.new)
+        written[write.key] = write.new
+    for key in plan.restores:
+        following.pop(key, None)
+        written.pop(key, None)
+    return following
+
+
+def _changes(plan: Plan) -> tuple[Change, ...]:
+    return tuple(
+        Change(printable(write.path), write.key.file, write.old, write.new, write.reason.text)
+        for write in plan.writes
+    )
