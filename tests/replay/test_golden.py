@@ -1,0 +1,57 @@
+"""Recorded snapshots through the governors: the same input leads to the same writes, for the same reasons.
+
+tests/data/steps.trace.jsonl is what the governors saw on the plant of `qosd.simulate` while LS went between
+10 and 70 % of 4 CPUs. Where a change of the law is meant, `qosctl replay tests/data/steps.trace.jsonl
+--config etc/qosd.toml` prints the new golden text, and its diff belongs in the commit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qosd.config import Config, decode
+from qosd.ctl.trace import lines
+from qosd.errors import QosdError
+from qosd.model import Tier
+from qosd.replay import load, plain, replay
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+TRACE = (DATA / "steps.trace.jsonl").read_bytes().splitlines()
+
+
+def test_a_recorded_trace_leads_to_the_plans_it_always_did() -> None:
+    assert lines(tuple(replay(Config(), load(TRACE)))) == (DATA / "steps.golden.txt").read_text().splitlines()
+
+
+def test_another_target_leaves_be_less_on_the_same_trace() -> None:
+    config = decode("[host]\ncpu_target_pct = 50")
+
+    as_it_was = [step.allowance_cores for step in replay(Config(), load(TRACE))]
+    tried = [step.allowance_cores for step in replay(config, load(TRACE))]
+
+    pairs = [(a, b) for a, b in zip(as_it_was, tried, strict=True) if a is not None and b is not None]
+    assert len(pairs) > 40
+    assert all(b <= a for a, b in pairs)
+
+
+def test_a_configuration_that_enforces_nothing_writes_no_limit() -> None:
+    config = decode('[cpu.bandwidth]\nenforce = "none"')
+
+    assert {change.file for step in replay(config, load(TRACE)) for change in step.writes} <= {
+        "cpu.weight",
+        "cpu.idle",
+    }
+
+
+def test_a_snapshot_is_the_same_after_a_round_through_its_line() -> None:
+    for snapshot in load(TRACE):
+        assert plain(snapshot) == snapshot
+        assert {workload.tier for workload in snapshot.workloads} == {Tier.LS, Tier.BE}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xfe", TRACE[3][:-5]])
+def test_a_line_that_is_no_snapshot_is_named(damage: bytes) -> None:
+    with pytest.raises(QosdError, match=r"^line 3 is not a snapshot: "):
+        list(load([*TRACE[:2], damage]))
