@@ -69,13 +69,14 @@ def replay(config: Config, snapshots: Iterable[Snapshot]) -> Iterator[Step]:
         state, decision = governors.decide(config, prev, now, state)
         files = {Key(w.id, file): text for w in now.workloads for file, text in w.files.items()} | written
         ledger, plan = diff(Now(now.monotonic_usec, files), decision.desired, ledger, config.ownership)
-        ledger = _as_if_written(ledger, plan, written)
+        ledger = as_if_written(ledger, plan, written)
         cores = decision.allowance.cores if decision.allowance is not None else None
         yield Step(now.tick, now.monotonic_usec, cores, _changes(plan))
         prev = now
 
 
-def _as_if_written(ledger: Ledger, plan: Plan, written: dict[Key, str]) -> Ledger:
+def as_if_written(ledger: Ledger, plan: Plan, written: dict[Key, str]) -> Ledger:
+    """The ledger after a plan of which every write succeeded; `written` follows what the files then hold."""
     following = dict(ledger)
     for write in plan.writes:
         held = following.get(write.key, FileState())

@@ -25,6 +25,7 @@ from qosd.config import Config
 from qosd.files import Key
 from qosd.model import CgroupId, CgroupSample, CpuStat, HostSample, Snapshot, Tier, Workload
 from qosd.plan import Ledger, Now, diff
+from qosd.replay import as_if_written
 from qosd.response import Edge, Point, response
 from qosd.topology import parse_cpulist
 
@@ -218,12 +219,10 @@ class _Loop:
         files = {Key(w.id, file): text for w in now.workloads for file, text in w.files.items()}
         at = Now(now.monotonic_usec, files)
         self._ledger, plan = diff(at, decision.desired, self._ledger, self._config.ownership)
+        self._ledger = as_if_written(self._ledger, plan, files)
         for write in plan.writes:
             name = self._names[CgroupId(write.key.cgroup_id)]
             self._host.files[name][write.key.file] = write.new
-            held = self._ledger[write.key]
-            original = write.old if held.original is None else held.original
-            self._ledger[write.key] = msgspec.structs.replace(held, original=original, ours=write.new)
         allowance = decision.allowance.cores if decision.allowance is not None else None
         return allowance, sum(write.key.file in LIMITS for write in plan.writes)
 
