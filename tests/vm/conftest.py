@@ -53,10 +53,22 @@ def installed(machine: Machine, deb: Path) -> Guest:
     return guest
 
 
-@pytest.fixture
-def guest(installed: Guest) -> Iterator[Guest]:
-    """The guest with the package at its defaults and the daemon running; what a test did is undone after."""
-    installed.reset()
-    installed.sh("systemctl start qosd")
+@pytest.fixture(scope="module")
+def tidied(installed: Guest) -> Iterator[Guest]:
+    """What the tests of a module did is undone before other modules see the machine."""
     yield installed
     installed.reset()
+
+
+@pytest.fixture
+def idle(tidied: Guest) -> Guest:
+    """The guest with the package at its defaults and the daemon stopped; nothing of the last test is left."""
+    tidied.reset()
+    return tidied
+
+
+@pytest.fixture
+def guest(idle: Guest) -> Guest:
+    """The same with the daemon running."""
+    idle.sh("systemctl start qosd")
+    return idle

@@ -31,9 +31,9 @@ for port in 5201 5202; do ip netns exec far iperf3 -s -D -p $port; done
 
 
 @pytest.fixture
-def wired(guest: Guest) -> Iterator[Guest]:
+def wired(idle: Guest) -> Iterator[Guest]:
     """eth0 leads to the namespace `far`, where two sinks listen; the daemon is stopped."""
-    guest.sh("systemctl stop qosd")
+    guest = idle
     guest.sh(_WIRE)
     yield guest
     guest.sh("systemctl stop 'test-*' 2>/dev/null; tc qdisc del dev eth0 root 2>/dev/null; true")

@@ -12,9 +12,9 @@ WEAKEST_LIMIT = "be.slice/cpu.max"
 
 
 @pytest.fixture
-def throttled(guest: Guest) -> tuple[Guest, dict[str, str]]:
+def throttled(idle: Guest) -> tuple[Guest, dict[str, str]]:
     """A BE hog under a limit of ours, and the values before the daemon ran."""
-    guest.sh("systemctl stop qosd")
+    guest = idle
     guest.hog()
     # Slices that nobody needs go; these stay, so that their files are the same ones afterwards.
     guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
@@ -108,8 +108,9 @@ def test_a_value_that_somebody_else_chose_meanwhile_is_left_alone(
     assert guest.values() == before | {f"{CGROUP}/be.slice/cpu.max": "33333 100000"}
 
 
-def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(guest: Guest) -> None:
-    guest.sh("systemctl stop qosd; systemctl set-property be.slice CPUQuota=150% MemoryHigh=300M")
+def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(idle: Guest) -> None:
+    guest = idle
+    guest.sh("systemctl set-property be.slice CPUQuota=150% MemoryHigh=300M")
     guest.hog()
     before = guest.values()
     assert before[f"{CGROUP}/be.slice/cpu.max"] == "150000 100000"
@@ -123,8 +124,8 @@ def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(g
     assert guest.sh("find /etc/systemd /run/systemd -name '*.conf' | sort") == drop_ins
 
 
-def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(guest: Guest) -> None:
-    guest.sh("systemctl stop qosd")
+def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(idle: Guest) -> None:
+    guest = idle
     guest.hog()
     guest.sh(f"echo '200000 100000' >{CGROUP}/be.slice/cpu.max; echo 90000 >{CGROUP}/be.slice/cpu.max.burst")
     before = guest.values()
@@ -137,9 +138,9 @@ def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(guest: G
     assert guest.values() == before
 
 
-def test_sigkill_at_any_point_of_a_write_is_undone(guest: Guest, kernel: str) -> None:
+def test_sigkill_at_any_point_of_a_write_is_undone(idle: Guest, kernel: str) -> None:
     """The N-th effect of the daemon is its last, for each N from the first to past the first writes."""
-    guest.sh("systemctl stop qosd")
+    guest = idle
     guest.configure("[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0")  # a write each tick
     guest.hog()
     guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
