@@ -17,12 +17,12 @@ $(VENV)/stamp: pyproject.toml packaging/bootstrap
 demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo/report.html (HOST=1: on this host)
 	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
-test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
+test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
 	packaging/bootstrap lab
 	$(RUN) -m pytest
 
-test-fast: $(VENV)/stamp ## everything but the VM, under a minute
-	$(RUN) -m pytest -m "not vm"
+test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
+	$(RUN) -m pytest -m "not vm and not native"
 
 lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 	$(RUN) -m pytest tests/test_linters.py
@@ -51,7 +51,7 @@ deb: wheel ## dist/qosd_VERSION_ARCH.deb
 	$(RUN) packaging/deb.py dist/qosd-*.whl
 
 bench-cpu: $(VENV)/stamp ## LS latency and BE work: static modes, peers' laws, qosd (root; on a quiet machine)
-	$(RUN) -m bench.sched --loads 10,30,60,80 --shapes steady,bursty,stepping --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
+	$(RUN) -m bench.sched --loads 10,30,60,80 --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
 
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py

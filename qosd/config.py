@@ -79,10 +79,10 @@ class CpuWeights(_Section, frozen=True):
 class CpuBandwidth(_Section, frozen=True):
     enforce: Enforce = Enforce.MAX
     period: Duration = Duration(10_000)
-    mean: Duration = Duration(5_000_000)
-    up_pct: Annotated[float, Meta(gt=0, le=100)] = 10.0
-    deadband_up_pct: Percent = 5.0
-    deadband_down_pct: Percent = 2.0
+    mean: Duration = Duration(0)
+    up_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
+    deadband_up_pct: Percent = 10.0
+    deadband_down_pct: Percent = 5.0
     floor_pct: Annotated[float, Meta(ge=1, le=100)] = 5.0
     release_ticks: Annotated[int, Meta(ge=2)] = 30
 
@@ -242,7 +242,7 @@ def _check_quantities(config: Config) -> None:
     _within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
     # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
     _within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
-    _within("cpu.bandwidth.mean", bandwidth.mean, config.interval, 600_000_000, "one interval to 10min")
+    _within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s (the last tick alone) to 10min")
 
 
 def _within(key: str, value: int, low: int, high: int, words: str) -> None:

@@ -193,8 +193,9 @@ def _release(unwanted: Ledger, now: Now, following: Ledger, forgets: list[Key]) 
         current = now.files.get(key)
         if state.ours is not None and now.monotonic_usec < state.retry_at:
             continue
-        if state.ours is not None and current in (None, state.ours):
+        if state.ours is not None and current in (None, state.ours, state.original):
             # A cgroup that no rule matches any more is not read; the restore itself looks what it holds.
+            # At its original, a restore may still be half done: cpu.idle is left, its weight not given back.
             restores.append(key)
             continue
         if state.ours is not None:

@@ -61,6 +61,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hogs: int = 8
     system_pct: float = 2.0
     step_ms: float = 10.0
+    phase_sec: float = 0.37
+    """How far into the schedule the first tick is: a load keeps no step with the ticks."""
     seed: int = 1
 
 
@@ -69,9 +71,9 @@ SCENARIOS = {
     "steady-60": Scenario(1800, (Step(1, 60),), step_ms=50),
     "coarse": Scenario(1800, (Step(1, 30),), request_usec=10_000, step_ms=50),
     "square": Scenario(600, (Step(5, 20), Step(5, 60))),
-    "step": Scenario(1200, (Step(30.5, 10), Step(29.8, 80))),
+    "step": Scenario(1200, (Step(30.3, 10), Step(30.4, 80))),
     "bursty": Scenario(600, (Step(0.8, 15), Step(0.2, 90))),
-    "spike": Scenario(600, (Step(19.4, 10), Step(0.9, 90))),
+    "spike": Scenario(600, (Step(19.3, 10), Step(0.9, 90))),
     "day": Scenario(_DAY_SEC, (Step(1, 40),), swing_pct=30, step_ms=250),
     "busy-day": Scenario(_DAY_SEC, (Step(50, 35), Step(10, 55)), swing_pct=30, step_ms=250),
 }
@@ -117,7 +119,7 @@ class _Host:
         self._names = {tier: [r.name for r in config.workload if r.tier is tier] for tier in Tier}
 
     def load_pct(self, at: float) -> float:
-        into = at % self._cycle
+        into = (at + self.scenario.phase_sec) % self._cycle
         pct = self.scenario.steps[-1].ls_pct
         for step in self.scenario.steps:
             if into < step.seconds:
@@ -274,7 +276,7 @@ def _edges(scenario: Scenario) -> list[Edge]:
     if len(scenario.steps) == 1 or scenario.swing_pct:
         return []
     edges: list[Edge] = []
-    at = scenario.steps[0].seconds
+    at = scenario.steps[0].seconds - scenario.phase_sec
     number = 1
     while at < scenario.seconds:
         step = scenario.steps[number % len(scenario.steps)]

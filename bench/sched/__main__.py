@@ -1,7 +1,8 @@
 """LS tail latency and BE work under static modes, peers' laws and qosd, on this machine's own scheduler.
 
 Interleaved rounds: within a round every mode meets the same arrivals, in an order that is shuffled and, in
-the next round, reversed. A segment with steal over 2 % or a machine that others keep busy is run again.
+the next round, reversed. A segment with steal over 2 % or a machine that others keep busy is run again, and
+left out of its round when that does not help.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -26,6 +28,7 @@ from bench.sched.report import Round
 from bench.sched.segment import Experiment, Outcome
 
 _STEAL_PCT = 2.0
+_PROBE_SEC = 0.5
 
 
 def shape(kind: str, pct: float) -> str:
@@ -59,6 +62,7 @@ def _arguments() -> argparse.Namespace:
         "--others", type=float, default=8.0, help="per cent of the machine: more is no quiet round"
     )
     parser.add_argument("--retries", type=int, default=3, help="of a disturbed segment")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine")
     parser.add_argument("--reference", default="qosd", help="the mode that the others are compared with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
@@ -73,6 +77,8 @@ class Bench:
         self._groups = groups
         self._nr_cpus = len(os.sched_getaffinity(0))
         self._modes = [parse(label, self._nr_cpus) for label in args.modes.split()]
+        self.stopped = False
+        """By a signal: what was measured is still reported."""
         self.labels = [mode.label for mode in self._modes]
 
     def rounds(self, kind: str, pct: float) -> list[Round]:
@@ -84,12 +90,17 @@ class Bench:
                 order.reverse()
             else:
                 chance.shuffle(order)
-            one = self._round(order, kind, pct, number)
-            if one is not None:
+            try:
+                one = self._round(order, kind, pct, number)
+            except KeyboardInterrupt:
+                self.stopped = True
+                return good
+            if one:
                 good.append(one)
         return good
 
-    def _round(self, order: list[Mode], kind: str, pct: float, number: int) -> Round | None:
+    def _round(self, order: list[Mode], kind: str, pct: float, number: int) -> Round:
+        """Every mode once; a mode that was disturbed again and again is missing from it."""
         args = self._args
         load = Load(
             shape(kind, pct),
@@ -103,24 +114,27 @@ class Bench:
         result: Round = {}
         for mode in order:
             outcome = self._quiet(mode, experiment)
-            if outcome is None:
-                _say(f"{kind} {pct:g} % round {number + 1}: disturbed, discarded")
-                return None
-            result[mode.label] = outcome
-        p99 = "  ".join(
-            f"{label} {result[label].p99:.2f}/{result[label].kept_pct:.0f}" for label in self.labels
-        )
+            if outcome is not None:
+                result[mode.label] = outcome
+        p99 = "  ".join(f"{label} {one.p99:.2f}/{one.kept_pct:.0f}" for label, one in result.items())
         _say(f"{kind} {pct:g} % round {number + 1}/{args.rounds} (p99 ms/BE kept %): {p99}")
         return result
 
     def _quiet(self, mode: Mode, experiment: Experiment) -> Outcome | None:
         """A segment that nobody disturbed, or None."""
         for _ in range(self._args.retries + 1):
+            self._await_quiet()
             outcome = segment.run(self._programs, self._groups, mode, experiment)
             if outcome.steal_pct <= _STEAL_PCT and outcome.system_pct <= self._args.others:
                 return outcome
             _say(f"  {mode.label}: steal {outcome.steal_pct:.1f} %, others {outcome.system_pct:.1f} %: again")
         return None
+
+    def _await_quiet(self) -> None:
+        """Wait until others leave the machine alone, but not for ever: then the segment itself tells."""
+        deadline = time.monotonic() + self._args.patience
+        while time.monotonic() < deadline and segment.busy_pct(_PROBE_SEC) > self._args.others:
+            continue
 
 
 def _say(text: str) -> None:
@@ -147,19 +161,18 @@ def main() -> int:
 def _measure(args: argparse.Namespace, bench: Bench, hierarchy: str) -> int:
     machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}, {hierarchy}"
     results, texts = [], []
-    for kind in args.shapes.split(","):
-        for pct in map(float, args.loads.split(",")):
-            rounds = bench.rounds(kind, pct)
-            if not rounds:
-                print(f"LS {pct:g} % {kind}: no undisturbed round")
-                continue
-            reference = args.reference if args.reference in bench.labels else None
-            table = report.rows(rounds, bench.labels, reference)
-            title = f"LS {pct:g} % {kind}, {len(rounds)} rounds of {args.seconds:g} s, {machine}"
-            print(f"\n{title}\n{report.plain(table)}", flush=True)
-            texts.append(f"### {title}\n\n{report.markdown(table)}\n")
-            outcomes = [{label: dataclasses.asdict(o) for label, o in one.items()} for one in rounds]
-            results.append({"shape": kind, "load_pct": pct, "machine": machine, "rounds": outcomes})
+    for kind, pct in itertools.product(args.shapes.split(","), map(float, args.loads.split(","))):
+        rounds = bench.rounds(kind, pct) if not bench.stopped else []
+        if not rounds:
+            print(f"LS {pct:g} % {kind}: no undisturbed round")
+            continue
+        reference = args.reference if args.reference in bench.labels else None
+        table = report.rows(rounds, bench.labels, reference)
+        title = f"LS {pct:g} % {kind}, {len(rounds)} rounds of {args.seconds:g} s, {machine}"
+        print(f"\n{title}\n{report.plain(table)}", flush=True)
+        texts.append(f"### {title}\n\n{report.markdown(table)}\n")
+        outcomes = [{label: dataclasses.asdict(o) for label, o in one.items()} for one in rounds]
+        results.append({"shape": kind, "load_pct": pct, "machine": machine, "rounds": outcomes})
     _save(args, results, texts)
     return 0 if results else 1
 

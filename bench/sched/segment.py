@@ -9,7 +9,7 @@ import time
 from bench.sched.groups import Groups
 from bench.sched.load import Hogs, Load, Programs, Request, Service
 from bench.sched.modes import Controller, Mode
-from qosd.procfs import parse_stat
+from qosd.procfs import HostCpu, parse_stat
 
 _LEAD_SEC = 0.2
 _FIRST_TICKS = (0.0, 0.5, 1.0, 1.5)
@@ -113,9 +113,23 @@ def _drive(
     return marks[0], marks[1]
 
 
-def _mark(groups: Groups, hogs: Hogs) -> _Mark:
+def busy_pct(seconds: float) -> float:
+    """How busy the whole machine is, watched for some time."""
+    before, start = _host(), time.monotonic()
+    time.sleep(seconds)
+    after = _host()
+    elapsed = (time.monotonic() - start) * 1e6
+    busy = after.busy_usec - before.busy_usec + after.steal_usec - before.steal_usec
+    return 100 * busy / elapsed / after.nr_cpus
+
+
+def _host() -> HostCpu:
     with open("/proc/stat", "rb") as file:
-        cpu = parse_stat(file.read(65536), os.sysconf("SC_CLK_TCK"))
+        return parse_stat(file.read(65536), os.sysconf("SC_CLK_TCK"))
+
+
+def _mark(groups: Groups, hogs: Hogs) -> _Mark:
+    cpu = _host()
     ls, be = groups.ls.usage_usec(), groups.be.usage_usec()
     periods, throttled, _ = groups.be.throttled()
     now = time.monotonic_ns()

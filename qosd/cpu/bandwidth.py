@@ -60,13 +60,10 @@ def split(total: float, claims: list[Claim]) -> dict[CgroupId, float]:
 
 def _fill(shares: dict[CgroupId, float], group: list[Claim], left: float) -> float:
     """Raise the group's shares together until demand, cap or `left` is met; what is left over."""
-    open_claims = sorted(group, key=lambda claim: min(claim.demand, claim.cap))
-    while open_claims and left > 0:
-        claim = open_claims.pop(0)
-        fair = left / (len(open_claims) + 1)
-        more = max(min(claim.demand, claim.cap) - shares[claim.id], 0.0)
-        given = min(fair, more)
-        shares[claim.id] += given
+    needs = sorted((max(min(claim.demand, claim.cap) - shares[claim.id], 0.0), claim.id) for claim in group)
+    for position, (need, cgroup_id) in enumerate(needs):
+        given = min(left / (len(needs) - position), need)
+        shares[cgroup_id] += given
         left -= given
     return left
 

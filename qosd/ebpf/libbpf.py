@@ -98,6 +98,26 @@ _DECLARATIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
+_LIBC = ctypes.CDLL(None)
+_LIBC.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
+_LISTENERS: list[list[str]] = []
+
+
+def _hear(level: int, text: int, arguments: int) -> int:
+    """The one print function libbpf has for a whole process: of the module, so that it never goes away."""
+    # va_list passes as a pointer on every 64-bit ABI that Debian has.
+    if level == _WARN and _LISTENERS:
+        with mmap.mmap(-1, _LOG_BYTES) as log:
+            buffer = (ctypes.c_char * _LOG_BYTES).from_buffer(log)
+            _LIBC.vsnprintf(buffer, _LOG_BYTES, text, arguments)
+            _LISTENERS[-1].append(buffer.value.decode(errors="replace"))
+            del buffer  # an exported buffer would keep the mapping
+    return 0
+
+
+_HEAR = _PRINT(_hear)
+
+
 class Library:
     """The loaded library; `call` is its functions by their C names."""
 
@@ -110,40 +130,22 @@ class Library:
                 function.argtypes = arguments
         except (OSError, AttributeError) as error:
             raise LibraryMissingError(f"{SONAME} can't be used, install libbpf1: {error}") from None
-        self._libc = ctypes.CDLL(None)
-        self._libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
-        self._said: list[str] = []
-        self._print = _PRINT(self._hear)  # kept: the library calls it for as long as it lives
-        self.call.libbpf_set_print(self._print)
-
-    def close(self) -> None:
-        """Leave the library mute: the callback must not be called once this object is gone."""
-        self.call.libbpf_set_print(None)
-
-    def _hear(self, level: int, text: int, arguments: int) -> int:
-        # va_list passes as a pointer on every 64-bit ABI that Debian has.
-        if level == _WARN:
-            with mmap.mmap(-1, _LOG_BYTES) as log:
-                buffer = (ctypes.c_char * _LOG_BYTES).from_buffer(log)
-                self._libc.vsnprintf(buffer, _LOG_BYTES, text, arguments)
-                self._said.append(buffer.value.decode(errors="replace"))
-                del buffer  # an exported buffer would keep the mapping
-        return 0
+        self.call.libbpf_set_print(_HEAR)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
         """The warnings of the calls inside, a verifier's log among them."""
         said: list[str] = []
-        self._said = said
+        _LISTENERS.append(said)
         try:
             yield said
         finally:
-            self._said = []
+            _LISTENERS.pop()
 
     def give_back_memory(self) -> None:
         """Parsing the kernel's whole BTF (5 MB) for each load leaves free pages that glibc would keep."""
         with contextlib.suppress(AttributeError):  # glibc only
-            self._libc.malloc_trim(0)
+            _LIBC.malloc_trim(0)
 
 
 def checked(what: str, result: int | None) -> int:

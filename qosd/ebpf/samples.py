@@ -77,7 +77,7 @@ class RunqSample(msgspec.Struct, frozen=True, gc=False):
     evicted: int
     """Elements that the LRU maps threw out: above 0, shares are too low and the maps too small."""
     unseen: int
-    """Times that the kernel had no memory to note a task's wait."""
+    """Waits that were not counted: no memory for the task's state, or no room in a full map."""
 
 
 class RunqBreach(msgspec.Struct, frozen=True, gc=False):

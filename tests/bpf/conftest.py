@@ -63,10 +63,8 @@ class Cgroup:
 
 
 @pytest.fixture(scope="session")
-def library() -> Iterator[Library]:
-    library = Library()
-    yield library
-    library.close()
+def library() -> Library:
+    return Library()
 
 
 @pytest.fixture

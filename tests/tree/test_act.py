@@ -298,6 +298,23 @@ def test_idle_gives_the_weight_back_that_leaving_it_resets(loop: Loop) -> None:
     assert text_of(weight) == "42"
 
 
+def test_a_restore_that_fails_between_idle_and_weight_is_finished_later(loop: Loop) -> None:
+    """cpu.idle is at its original then, and still not all is given back."""
+    group = loop.root / "be.slice"
+    (group / "cpu.weight").write_text("42\n")
+    loop.tick(loop.want("be.slice", CpuIdle(True)))
+    loop.sys.fail(errno.EBUSY, file="cpu.weight")
+    loop.tick()
+    loop.sys.heal()
+    between = (text_of(group / "cpu.idle"), text_of(group / "cpu.weight"))
+
+    loop.sys.advance(BACKOFF.max_usec / 1e6)
+    loop.tick()
+
+    assert between == ("0", "100")
+    assert text_of(group / "cpu.weight") == "42"
+
+
 def test_a_weight_chosen_while_idle_was_undone_is_the_one_given_back(loop: Loop) -> None:
     """`systemctl set-property be.slice CPUWeight=70` clears cpu.idle and writes the weight."""
     group = loop.root / "be.slice"

@@ -173,6 +173,8 @@ def test_what_lies_within_the_spread_is_not_called_a_difference(result: Result) 
 def test_from_one_round_no_difference_is_claimed(result: Result) -> None:
     first = result._replace(rounds=[one for one in result.rounds if one.number == 1])
 
+    assert "no difference" in report.headline(first)
+    assert "no difference" not in report.headline(result)
     assert table.sentences(first) == ["Fewer than 3 rounds: no difference can be told from noise."]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qosd import governors
-from qosd.config import Config, Cpu, CpuBandwidth, CpuWeights, Enforce, IdlePolicy
+from qosd.config import Config, Cpu, CpuBandwidth, CpuWeights, Duration, Enforce, IdlePolicy
 from qosd.cpu import allowance, bandwidth
 from qosd.cpu.bandwidth import Claim
 from qosd.model import (
@@ -87,7 +87,7 @@ CONFIGS = st.builds(
 
 @given(CONFIGS, LOADS)
 def test_every_setting_has_its_owner_and_only_one(config: Config, loads: list[tuple]) -> None:
-    """Nothing is merged, so nothing can be merged wrongly; each wish names the governor that owns the file."""
+    """Nothing is merged, so nothing is merged wrongly; each wish names the governor that owns the file."""
     clock = Clock(be_paths=("be.slice", "other.slice"))
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         keys = [(wanted.cgroup_id, wanted.setting.file) for wanted in decision.desired]
@@ -130,11 +130,12 @@ def test_be_keeps_its_floor_and_never_gets_more_than_there_is(config: Config, lo
                     assert set(cpus) <= set(range(NR_CPUS))
 
 
-@given(LOADS)
-def test_the_allowance_rises_by_its_ramp_at_most(loads: list[tuple]) -> None:
+@given(LOADS, st.sampled_from([5.0, 10.0, 100.0]))
+def test_the_allowance_rises_by_its_ramp_at_most(loads: list[tuple], up_pct: float) -> None:
     clock = Clock()
-    step = NR_CPUS * CpuBandwidth().up_pct / 100
-    cores = allowances(Config(), [clock.snapshot(*load) for load in loads])
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(up_pct=up_pct)))
+    step = NR_CPUS * up_pct / 100
+    cores = allowances(config, [clock.snapshot(*load) for load in loads])
     for before, after in pairwise(cores):
         assert before is None or after is None or after <= before + step + 1e-9
 
@@ -148,7 +149,7 @@ def test_more_ls_use_never_means_more_for_be(low: float, more: float) -> None:
     lighter, heavier = after(low), after(min(low + more, NR_CPUS))
     assert lighter is not None
     assert heavier is not None
-    assert heavier <= lighter + 1e-9
+    assert heavier <= lighter + 1e-5, "beyond the microsecond that cpu.stat counts in"
 
 
 def test_the_allowance_falls_at_once() -> None:
@@ -159,10 +160,11 @@ def test_the_allowance_falls_at_once() -> None:
     assert cores[2] == pytest.approx(NR_CPUS * 0.95 - 6.0)
 
 
-def test_a_dip_of_ls_is_not_taken_for_room() -> None:
-    """Use counts as the larger of the last tick and the mean: one quiet second frees little."""
+def test_with_a_mean_a_dip_of_ls_is_not_taken_for_room() -> None:
+    """Use counts as the larger of the last tick and the mean: one quiet second in five frees a fifth."""
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(mean=Duration(5_000_000))))
     clock = Clock()
-    cores = allowances(Config(), [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
+    cores = allowances(config, [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
 
     assert cores[-1] is not None
     assert cores[-2] is not None

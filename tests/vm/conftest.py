@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from qosd.lab.image import KERNELS
 from qosd.lab.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ("qosd", "systemd", "etc", "packaging")
 
 
 @pytest.fixture(scope="session", params=sorted(KERNELS), ids=lambda kernel: f"linux-{kernel}")
@@ -35,11 +35,15 @@ def machine(kernel: str, share: Path) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def deb(share: Path) -> Path:
-    """The package of this tree, built once, as /mnt/share/qosd.deb."""
-    # -o: the virtual environment is the one that runs this test, whatever its stamp says.
-    subprocess.run(["make", "-o", ".venv/stamp", "deb"], cwd=ROOT, check=True, capture_output=True)
-    (built,) = (ROOT / "dist").glob("qosd_*.deb")
-    return Path(shutil.copy(built, share / "qosd.deb"))
+    """The package of this tree, which `make test` built just now, as /mnt/share/qosd.deb."""
+    built = sorted((ROOT / "dist").glob("qosd_*.deb"))
+    sources = [path for name in SHIPPED for path in (ROOT / name).rglob("*") if path.suffix != ".o"]
+    newest = max(
+        path.stat().st_mtime for path in sources if path.is_file() and "__pycache__" not in path.parts
+    )
+    assert built, "dist has no package: make deb"
+    assert built[-1].stat().st_mtime > newest, f"{built[-1].name} is older than the tree: make deb"
+    return Path(shutil.copy(built[-1], share / "qosd.deb"))
 
 
 @pytest.fixture(scope="session")

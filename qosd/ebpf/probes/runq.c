@@ -90,7 +90,7 @@ struct cpu {
 	__u64 lost_events;
 	__u64 new_waits;
 	__u64 new_blames;
-	__u64 no_memory; /* task storage could not be had: the wait was not seen */
+	__u64 no_memory; /* no task storage or no room in runq_waits: the wait was not counted */
 	__u64 pad[3];    /* whole cache lines: no CPU writes in another's */
 };
 
@@ -159,7 +159,10 @@ static __always_inline struct waits *waits_of(__u64 victim, struct cpu *here)
 		return found;
 	if (!bpf_map_update_elem(&runq_waits, &victim, &no_waits, BPF_NOEXIST))
 		here->new_waits++;
-	return bpf_map_lookup_elem(&runq_waits, &victim);
+	found = bpf_map_lookup_elem(&runq_waits, &victim);
+	if (!found)
+		here->no_memory++;
+	return found;
 }
 
 static __always_inline void blame(__u64 victim, struct occupant *culprit, __u64 ns, struct cpu *here)

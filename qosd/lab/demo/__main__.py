@@ -191,6 +191,8 @@ def finish(steps: Steps, result: results.Result, page: Path) -> None:
     console.print()
     for sentence in table.sentences(result):
         console.print(sentence, highlight=False)
+    for warning in report.disturbances(result):
+        console.print(f"Note: {warning}", style="yellow", highlight=False)
     console.print(f"\nReport: {page.resolve().as_uri()}   ({steps.elapsed:.0f} s in all)", highlight=False)
 
 

@@ -29,14 +29,19 @@ def render(result: Result, now: dt.datetime | None = None) -> str:
         headline=headline(result),
         strips=_strips(result),
         explanation=html.escape(_explanation(result)),
-        sentences="".join(f"<p>{html.escape(sentence)}</p>" for sentence in table.sentences(result)),
+        sentences=_paragraphs(table.sentences(result)),
+        disturbances=_paragraphs(disturbances(result), "warning"),
         table=_table(result),
         all_rounds=timeline.all_rounds(result),
         close_up=_close_up(qosd, result),
         explain=_explain(qosd),
         facts=_facts(result),
-        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in notes(result)),
+        notes=_paragraphs(notes(result), "note"),
     )
+
+
+def _paragraphs(sentences: list[str], css: str = "") -> str:
+    return "".join(f'<p class="{css}">{html.escape(sentence)}</p>' for sentence in sentences)
 
 
 def headline(result: Result) -> str:
@@ -50,9 +55,13 @@ def headline(result: Result) -> str:
     if "qosd" not in figures or "uncontrolled" not in figures:
         return "A latency-sensitive service beside best-effort jobs"
     (p99, work), (p99_without, work_without) = words("qosd"), words("uncontrolled")
+    told = len(result.of("qosd")) >= table.ROUNDS_TO_TELL
+    clear = told and not figures["qosd"]["p99_ms"].overlaps(figures["uncontrolled"]["p99_ms"])
+    caveat = "" if clear else " For latency, that is within the spread of the rounds: no difference."
     return (
         f"<b>With qosd</b>, the service's p99 latency is {p99} ms while best-effort jobs get {work} of"
         f" {result.facts['cpus']} CPUs. <i>Without</i>, it is {p99_without} ms while they get {work_without}."
+        + caveat
     )
 
 
@@ -208,6 +217,12 @@ def notes(result: Result) -> list[str]:
             " hint, no more. A difference within the spread of the rounds is no difference."
         ),
     ]
+    return said
+
+
+def disturbances(result: Result) -> list[str]:
+    """What of this run's own makes its figures worth less."""
+    said = []
     unanswered = sum(one.unanswered for one in result.rounds)
     if unanswered:
         said.append(

@@ -81,7 +81,6 @@ def run(plan: Plan, directory: str) -> None:
             ask = mode == "qosd" and number == last
             played = rounds.play(stage, mode, f"{number}-{mode}", ask=ask)
             keep(directory, f"{number}-{mode}.json", {**played, "round": number})
-    say("done")
 
 
 def main() -> int:
@@ -96,6 +95,7 @@ def main() -> int:
     except (RuntimeError, OSError) as error:
         say("failed", error=str(error))
         return 1
+    say("done")  # only now: whoever started us takes the directory away
     return 0
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 _LENGTH = struct.Struct(">I")
 PATIENCE = 5.0
+START_SECONDS = 30
 
 
 def ask(path: str, command: str) -> Any | None:  # noqa: ANN401 - JSON
@@ -23,6 +25,16 @@ def ask(path: str, command: str) -> Any | None:  # noqa: ANN401 - JSON
     except (OSError, EOFError, json.JSONDecodeError):
         return None
     return reply.get("ok")
+
+
+def wait_until_enforcing(path: str) -> None:
+    """On a host the daemon has long been up: its own start must not fall into a round."""
+    for _ in range(START_SECONDS):
+        status = ask(path, "status")
+        if status is not None and status["mode"] == "enforce":
+            return
+        time.sleep(1)
+    raise TimeoutError(f"the daemon at {path} did not come to enforce within {START_SECONDS} s")
 
 
 def _receive(client: socket.socket) -> bytes:

@@ -27,6 +27,7 @@ def in_mode(mode: Mode, plan: Plan) -> Iterator[None]:
         if plan.daemon is None:
             raise RuntimeError("a round with qosd needs the daemon")
         units.command(*plan.daemon.start)
+        control.wait_until_enforcing(plan.daemon.socket)
     try:
         yield
     finally:
