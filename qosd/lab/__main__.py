@@ -19,7 +19,7 @@ def main() -> int:
             print(ensure_image(arguments.variant, fresh=arguments.fresh).directory)
             return 0
         return _shell(arguments) if arguments.what == "shell" else _run(arguments)
-    except (BuildError, CommandError, MachineLostError) as error:
+    except (BuildError, CommandError, MachineLostError, FileNotFoundError, ValueError) as error:
         print(f"qosd.lab: {error}", file=sys.stderr)
         return 125
     except KeyboardInterrupt:

@@ -234,7 +234,10 @@ _DISK_SCRIPT = """
 root=$1 rootfs=$2 here=$3 made=$4 size=$5 disabled=$6 masked=$7 generators=$8
 shift 8
 mkdir "$root"
-tar -C "$root" --numeric-owner --xattrs --xattrs-include='*' -xpf "$rootfs"
+# fakeroot loses the mode of a file whose attributes it sets. There is one, ping, and root needs none.
+attributes='--xattrs --xattrs-include=*'
+[ -z "${FAKEROOTKEY-}" ] || attributes=
+tar -C "$root" --numeric-owner $attributes -xpf "$rootfs"
 cp -rT "$here/overlay" "$root"
 install -m 755 "$here/agent.py" "$root/usr/local/lib/lab-agent.py"
 # A constant identity, or the first boot would apply the presets and enable everything again.

@@ -46,7 +46,7 @@ class Machine:
 
     def __init__(self, hardware: Hardware, share: Path | None, *, terminal: bool = False) -> None:
         self.hardware = hardware
-        self.share = share
+        self.share = share and share.resolve(strict=True)
         self._terminal = terminal
         self._cleanup = contextlib.ExitStack()
         self.console = _console_file(hardware.kernel)
@@ -168,8 +168,8 @@ class Machine:
             listener.bind(str(path))
             listener.listen(1)
             fd = listener.fileno()
-            # It wants to be root; in a user namespace, files that the guest's root makes are the user's.
-            as_root = () if os.geteuid() == 0 else ("unshare", "--map-root-user", *DIES_WITH_US)
+            # It wants to be root and to drop groups: so a namespace, of several users. Ours owns its files.
+            as_root = () if os.geteuid() == 0 else ("unshare", "--map-root-user", "--map-auto", *DIES_WITH_US)
             options = ("-o", f"source={self.share}", "-o", "cache=auto", "-o", "sandbox=chroot")
             command = [*as_root, _virtiofsd_program(), f"--fd={fd}", *options]
             self._spawn(command, directory / "virtiofsd.log", pass_fds=(fd,))

@@ -135,7 +135,17 @@ def test_own_command_line_reaches_the_kernel_and_power_off_leaves_no_process() -
 
 
 def test_a_killed_parent_takes_qemu_and_virtiofsd_with_it(tmp_path: Path) -> None:
-    lab = [sys.executable, "-m", "qosd.lab", "run", "--share", str(tmp_path), "--", "sleep", "600"]
+    lab = [
+        sys.executable,
+        "-m",
+        "qosd.lab",
+        "run",
+        "--share",
+        os.path.relpath(tmp_path),
+        "--",
+        "sleep",
+        "600",
+    ]
     with subprocess.Popen(lab, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
         _until(lambda: len(_processes(parent.pid)) == 2)
         children = [os.pidfd_open(pid) for pid in _processes(parent.pid)]
