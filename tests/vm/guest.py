@@ -32,7 +32,7 @@ class Guest:
             f"DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends /mnt/share/{deb}",
             timeout=300,
         )
-        self.sh(f"cp {CONFIG} /root/shipped.toml")
+        self.sh(f"cp {CONFIG} /var/tmp/shipped.toml")
 
     def sh(self, command: str, *, timeout: float = 60) -> str:
         """Standard output of a command that must succeed."""
@@ -55,7 +55,7 @@ class Guest:
         self.sh(
             "systemctl stop 'test-*' 2>/dev/null; systemctl kill -s CONT qosd 2>/dev/null; systemctl stop qosd;"
             " systemctl reset-failed; rm -rf /run/systemd/system.control /etc/systemd/system.control"
-            f" /etc/systemd/system/*.slice.d {DROP_IN}; install -m 644 /root/shipped.toml {CONFIG};"
+            f" /etc/systemd/system/*.slice.d {DROP_IN}; install -m 644 /var/tmp/shipped.toml {CONFIG};"
             " systemctl daemon-reload"
         )
 

@@ -15,11 +15,11 @@ def test_be_is_limited_to_what_ls_and_the_system_leave(guest: Guest) -> None:
 
     assert status["mode"] == "enforce"
     allowance = status["tiers"]["be"]["cpu_allowance_cores"]
-    quota, period = map(int, guest.setting("be.slice", "cpu.max")["value"].split())
+    (limit,) = (s for s in status["settings"] if (s["path"], s["file"]) == ("be.slice", "cpu.max"))
+    quota, period = map(int, limit["value"].split())
     assert 0.05 <= allowance <= 2
-    assert quota / period == pytest.approx(
-        guest.setting("be.slice", "cpu.max")["reason"]["inputs"][-1]["value"], abs=2
-    )
+    # One workload has the whole allowance; its share is not rewritten within the deadband of 5 % of 2 CPUs.
+    assert quota / period == pytest.approx(allowance, abs=0.11)
     assert {workload["path"] for workload in status["workloads"]} == {"ls.slice", "be.slice"}
     assert all(sensor["ok"] for sensor in status["sensors"])
     assert "Traceback" not in guest.journal_text()

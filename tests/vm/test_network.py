@@ -78,11 +78,11 @@ def test_a_be_flood_is_held_at_the_ceiling_and_ls_gets_what_it_asks_for(wired: G
         wired.sh(
             "systemd-run -q --collect --unit=test-ls --slice=ls.slice --wait --pipe"
             f" iperf3 -c 10.0.0.2 -p 5202 -t 10 -b {asked} --json & sleep 6;"
-            " qosctl status --json >/root/during; wait",
+            " qosctl status --json >/var/tmp/during; wait",
             timeout=120,
         )
     )
-    during = json.loads(wired.sh("cat /root/during"))["net"]["uplinks"][0]
+    during = json.loads(wired.sh("cat /var/tmp/during"))["net"]["uplinks"][0]
 
     assert report["end"]["sum_received"]["bits_per_second"] > 0.9 * asked
     assert during["shaped"]
