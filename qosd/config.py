@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import enum
 import fnmatch
-import re
 from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
@@ -20,27 +19,9 @@ from qosd.model import Tier
 from qosd.net.config import Bitrate, Net, parse_bitrate
 from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
-
-
-class Duration(int):
-    """Microseconds; written "500ms", "2s", "10min", "1h"."""
-
-    __slots__ = ()
-
-
-class ByteSize(int):
-    """Bytes; written "512KiB", "2GiB", or a plain number."""
-
-    __slots__ = ()
-
-
-_DURATION_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_LARGEST = (1 << 63) - 1
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
-
-Percent = Annotated[float, Meta(ge=0, le=100)]
-Weight = Annotated[int, Meta(ge=1, le=10_000)]
+from qosd.schema.cpu import Cpu
+from qosd.schema.cpu import check as check_cpu
+from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 
 
 class Mode(enum.StrEnum):
@@ -48,59 +29,16 @@ class Mode(enum.StrEnum):
     OBSERVE = "observe"
 
 
-class Enforce(enum.StrEnum):
-    MAX = "max"
-    CPUSET = "cpuset"
-    NONE = "none"
-
-
-class IdlePolicy(enum.StrEnum):
-    SLICE = "slice"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
 class OnForeignWrite(enum.StrEnum):
     YIELD = "yield"
     REASSERT = "reassert"
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class Host(_Section, frozen=True):
+class Host(Section, frozen=True):
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] = 95.0
 
 
-class CpuWeights(_Section, frozen=True):
-    be_idle: IdlePolicy = IdlePolicy.SLICE
-    be_weight: Weight = 1
-    ls_weight: Weight = 1000
-
-
-class CpuBandwidth(_Section, frozen=True):
-    enforce: Enforce = Enforce.MAX
-    period: Duration = Duration(10_000)
-    mean: Duration = Duration(0)
-    up_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
-    deadband_up_pct: Percent = 10.0
-    deadband_down_pct: Percent = 5.0
-    floor_pct: Annotated[float, Meta(ge=1, le=100)] = 5.0
-    release_ticks: Annotated[int, Meta(ge=2)] = 30
-
-
-class Cpuset(_Section, frozen=True):
-    dwell: Duration = Duration(5_000_000)
-
-
-class Cpu(_Section, frozen=True):
-    weight: CpuWeights = CpuWeights()
-    bandwidth: CpuBandwidth = CpuBandwidth()
-    cpuset: Cpuset = Cpuset()
-
-
-class Ownership(_Section, frozen=True):
+class Ownership(Section, frozen=True):
     on_foreign_write: OnForeignWrite = OnForeignWrite.YIELD
     contested_after: Annotated[int, Meta(ge=1)] = 3
     contested_window: Duration = Duration(60_000_000)
@@ -109,23 +47,23 @@ class Ownership(_Section, frozen=True):
     backoff_max: Duration = Duration(300_000_000)
 
 
-class Sense(_Section, frozen=True):
+class Sense(Section, frozen=True):
     fd_budget: Annotated[int, Meta(ge=64, le=100_000)] = 2500
     max_cgroups: Annotated[int, Meta(ge=1)] = 20_000
     max_depth: Annotated[int, Meta(ge=1, le=500)] = 64
     cold_ticks: Annotated[int, Meta(ge=1)] = 10
 
 
-class Metrics(_Section, frozen=True):
+class Metrics(Section, frozen=True):
     listen: str = "127.0.0.1:9753"
 
 
-class Control(_Section, frozen=True):
+class Control(Section, frozen=True):
     socket: str = "/run/qosd/control.sock"
     group: str = "qosd"
 
 
-class WorkloadRule(_Section, frozen=True):
+class WorkloadRule(Section, frozen=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     tier: Tier
     match: Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -140,7 +78,7 @@ DEFAULT_WORKLOADS = (
 )
 
 
-class Config(_Section, frozen=True):
+class Config(Section, frozen=True):
     mode: Mode = Mode.ENFORCE
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
@@ -169,26 +107,11 @@ def decode(text: str) -> Config:
     return config
 
 
-def parse_quantity(text: str, units: dict[str, int]) -> int:
-    """`2GiB` to bytes or `500ms` to microseconds; raises ValueError with the units that are known."""
-    match = _QUANTITY.fullmatch(text)
-    if match is None or match[2] not in units:
-        raise ValueError(f"expected a number with one of the units {', '.join(units)}, got {text!r}")
-    amount = float(match[1]) * units[match[2]]
-    if amount > _LARGEST:
-        raise ValueError(f"{text[:20]!r} is more than anything here can be")
-    return round(amount)
-
-
-def parse_duration(text: str) -> Duration:
-    return Duration(parse_quantity(text, _DURATION_UNITS))
-
-
 def _decode_quantity(kind: type, value: object) -> object:
     if kind is Duration and isinstance(value, str):
         return parse_duration(value)
     if kind is ByteSize and isinstance(value, str):
-        return ByteSize(parse_quantity(value, _SIZE_UNITS))
+        return parse_size(value)
     if kind is ByteSize and type(value) is int and value >= 0:
         return ByteSize(value)
     if kind is Bitrate and isinstance(value, str):
@@ -231,7 +154,11 @@ def _struct_of(hint: Any) -> type[msgspec.Struct] | None:  # noqa: ANN401 - a ty
 
 def _check_together(config: Config) -> None:
     """What no single field can say: ranges of quantities, names used twice, tiers that overlap."""
-    _check_quantities(config)
+    _refuse(
+        within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
+        or check_cpu(config.cpu)
+        or check_net(config.net)
+    )
     names: set[str] = set()
     for index, rule in enumerate(config.workload):
         if rule.name in names:
@@ -245,18 +172,7 @@ def _check_together(config: Config) -> None:
     _check_egress(config)
 
 
-def _check_quantities(config: Config) -> None:
-    bandwidth = config.cpu.bandwidth
-    _within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
-    # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
-    _within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
-    _within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s (the last tick alone) to 10min")
-
-
 def _check_egress(config: Config) -> None:
-    why = check_net(config.net)
-    if why is not None:
-        raise ConfigError(why)
     limited = 0
     for index, rule in enumerate(config.workload):
         if rule.egress_max is None:
@@ -272,9 +188,9 @@ def _check_egress(config: Config) -> None:
             )
 
 
-def _within(key: str, value: int, low: int, high: int, words: str) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{key}: must be within {words}")
+def _refuse(why: str | None) -> None:
+    if why is not None:
+        raise ConfigError(why)
 
 
 def _check_pattern(pattern: str, key: str) -> None:

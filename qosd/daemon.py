@@ -14,7 +14,6 @@ import msgspec
 
 from qosd import journal as journal_module
 from qosd.audit import log_record, log_restored
-from qosd.config import Duration, parse_duration
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine, own_pid_cgroup
@@ -24,6 +23,7 @@ from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
 from qosd.replay import plain
+from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
 from qosd.status import Status
 from qosd.sys import DIRECTORY, Sys

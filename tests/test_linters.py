@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_FILE = 400
 
-PURE_DIRECTORIES = ("qosd/cpu", "qosd/io", "qosd/interference", "qosd/memory")
+PURE_DIRECTORIES = ("qosd/schema", "qosd/cpu", "qosd/io", "qosd/interference", "qosd/memory")
 PURE_FILES = (
     *(f"qosd/{name}.py" for name in ("errors", "files", "model", "config", "plan", "governors")),
     *(f"qosd/{name}.py" for name in ("cgroupfs", "psi", "procfs", "topology")),

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import msgspec
 
-from qosd.config import Config, CpuBandwidth
+from qosd.config import Config
 from qosd.model import Snapshot, Tier, Workload
 from qosd.plan import Input, Reason
+from qosd.schema.cpu import CpuBandwidth
 
 RULE = "cpu.allowance"
 

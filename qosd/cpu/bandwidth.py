@@ -7,10 +7,11 @@ from itertools import groupby
 
 import msgspec
 
-from qosd.config import Config, Enforce
+from qosd.config import Config
 from qosd.cpu.allowance import Allowance, workload_cores
 from qosd.model import CgroupId, CpuMax, CpuMaxBurst, Snapshot, Tier, Workload
 from qosd.plan import Desired, Reason
+from qosd.schema.cpu import Enforce
 
 RULE = "cpu.bandwidth"
 _MIN_QUOTA_USEC = 1000  # min_cfs_quota_period in kernel/sched/core.c

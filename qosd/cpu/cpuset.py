@@ -6,10 +6,11 @@ import math
 
 import msgspec
 
-from qosd.config import Config, Enforce
+from qosd.config import Config
 from qosd.cpu.allowance import Allowance
 from qosd.model import CpusetCpus, Snapshot, Tier
 from qosd.plan import Desired
+from qosd.schema.cpu import Enforce
 
 RULE = "cpu.cpuset"
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qosd.config import Config, CpuWeights, IdlePolicy
+from qosd.config import Config
 from qosd.model import CpuIdle, CpuWeight, Snapshot, Tier, Workload
 from qosd.plan import Desired, Reason
+from qosd.schema.cpu import CpuWeights, IdlePolicy
 
 RULE = "cpu.weight"
 OWN_SLICE = "be.slice"

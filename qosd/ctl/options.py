@@ -22,7 +22,7 @@ def print_json(document: bytes) -> None:
 
 def whole_duration(text: str) -> int:
     """`10m`, `90s`, `1h` in microseconds: the units of the configuration, and `m` as people type it."""
-    from qosd.config import parse_duration  # noqa: PLC0415 - brings the TOML parser along
+    from qosd.schema.units import parse_duration  # noqa: PLC0415 - brings msgspec along
 
     try:
         return int(parse_duration(text + "in" if text.endswith("m") else text))

@@ -12,7 +12,8 @@ from bench.sched.__main__ import shape
 from bench.sched.control import configured
 from bench.sched.modes import STANDARD, parse
 from bench.sched.segment import Outcome
-from qosd.config import Config, Enforce
+from qosd.config import Config
+from qosd.schema.cpu import Enforce
 
 
 def mean_of(schedule: str) -> float:

@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 
 from qosd.config import (
     Config,
-    Enforce,
-    IdlePolicy,
     Mode,
     OnForeignWrite,
     WorkloadRule,
     decode,
-    parse_duration,
     patterns_overlap,
 )
 from qosd.configfile import read_config
 from qosd.errors import ConfigError
 from qosd.model import Tier
 from qosd.net.device import MAX_WORKLOAD_CLASSES
+from qosd.schema.cpu import Enforce, IdlePolicy
+from qosd.schema.units import parse_duration
 
 DEFAULTS = msgspec.to_builtins(Config(), enc_hook=int)
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/qosd.toml"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qosd import governors
-from qosd.config import Config, Cpu, CpuBandwidth, CpuWeights, Duration, Enforce, IdlePolicy
+from qosd.config import Config
 from qosd.cpu import allowance, bandwidth
 from qosd.cpu.bandwidth import Claim
 from qosd.model import (
@@ -24,6 +24,8 @@ from qosd.model import (
     Tier,
     Workload,
 )
+from qosd.schema.cpu import Cpu, CpuBandwidth, CpuWeights, Enforce, IdlePolicy
+from qosd.schema.units import Duration
 
 NR_CPUS = 8
 FILES = {

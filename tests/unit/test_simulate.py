@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from qosd.config import Config, CpuBandwidth, CpuWeights, Enforce, IdlePolicy
+from qosd.config import Config
 from qosd.model import Tier
 from qosd.response import Edge, Point, response
+from qosd.schema.cpu import CpuBandwidth, CpuWeights, Enforce, IdlePolicy
 from qosd.simulate import SCENARIOS, Result, Scenario, Step, run
 
 

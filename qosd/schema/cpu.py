@@ -1,0 +1,58 @@
+"""The `[cpu]` section: schema, defaults, ranges. Imports nothing of qosd but its units. Pure."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+from msgspec import Meta
+
+from qosd.schema.units import Duration, Percent, Section, Weight, within
+
+
+class Enforce(enum.StrEnum):
+    MAX = "max"
+    CPUSET = "cpuset"
+    NONE = "none"
+
+
+class IdlePolicy(enum.StrEnum):
+    SLICE = "slice"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class CpuWeights(Section, frozen=True):
+    be_idle: IdlePolicy = IdlePolicy.SLICE
+    be_weight: Weight = 1
+    ls_weight: Weight = 1000
+
+
+class CpuBandwidth(Section, frozen=True):
+    enforce: Enforce = Enforce.MAX
+    period: Duration = Duration(10_000)
+    mean: Duration = Duration(0)
+    up_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
+    deadband_up_pct: Percent = 10.0
+    deadband_down_pct: Percent = 5.0
+    floor_pct: Annotated[float, Meta(ge=1, le=100)] = 5.0
+    release_ticks: Annotated[int, Meta(ge=2)] = 30
+
+
+class Cpuset(Section, frozen=True):
+    dwell: Duration = Duration(5_000_000)
+
+
+class Cpu(Section, frozen=True):
+    weight: CpuWeights = CpuWeights()
+    bandwidth: CpuBandwidth = CpuBandwidth()
+    cpuset: Cpuset = Cpuset()
+
+
+def check(cpu: Cpu) -> str | None:
+    """What no single field can say: the path of the bad key and why, or None."""
+    bandwidth = cpu.bandwidth
+    # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
+    return within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s") or within(
+        "cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s (the last tick alone) to 10min"
+    )
