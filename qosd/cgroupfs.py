@@ -8,7 +8,22 @@ from __future__ import annotations
 from typing import assert_never
 
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuStat, CpuWeight, Max, Setting
+from qosd.model import (
+    MAX,
+    CpuIdle,
+    CpuMax,
+    CpuMaxBurst,
+    CpusetCpus,
+    CpuStat,
+    CpuWeight,
+    Max,
+    MemoryEvents,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
+    MemoryStat,
+    Setting,
+)
 from qosd.topology import format_cpulist, parse_cpulist
 
 _U64_DIGITS = 20
@@ -62,6 +77,52 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
+_MEMORY_SIZES = (
+    b"anon",
+    b"file",
+    b"shmem",
+    b"file_mapped",
+    b"file_dirty",
+    b"file_writeback",
+    b"inactive_file",
+    b"active_file",
+)
+_MEMORY_SETTINGS: dict[str, type[MemoryHigh | MemoryLow | MemoryMin]] = {
+    "memory.high": MemoryHigh,
+    "memory.low": MemoryLow,
+    "memory.min": MemoryMin,
+}
+_MEMORY_EVENTS = (b"low", b"high", b"max", b"oom", b"oom_kill")
+
+
+def parse_memory_stat(raw: bytes) -> MemoryStat:
+    stat = parse_flat_keyed(raw, "memory.stat")
+    if b"-" in raw or not all(size in stat for size in _MEMORY_SIZES):
+        raise Malformed("memory.stat", raw.decode("latin-1"))
+    return MemoryStat(
+        stat[b"anon"],
+        stat[b"file"],
+        stat[b"shmem"],
+        stat[b"file_mapped"],
+        stat[b"file_dirty"],
+        stat[b"file_writeback"],
+        stat[b"inactive_file"],
+        stat[b"active_file"],
+        stat.get(b"slab_reclaimable", 0),
+        stat.get(b"workingset_refault_anon"),
+        stat.get(b"workingset_refault_file"),
+        stat.get(b"pgscan"),
+        stat.get(b"pgsteal"),
+    )
+
+
+def parse_memory_events(raw: bytes) -> MemoryEvents:
+    events = parse_flat_keyed(raw, "memory.events")
+    if b"-" in raw or not all(event in events for event in _MEMORY_EVENTS):
+        raise Malformed("memory.events", raw.decode("latin-1"))
+    return MemoryEvents(*(events[event] for event in _MEMORY_EVENTS))
+
+
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
     raw = text.encode("latin-1", "replace")
@@ -79,6 +140,8 @@ def parse_setting(file: str, text: str) -> Setting:
             return CpuIdle(bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
+        case "memory.high" | "memory.low" | "memory.min":
+            return _MEMORY_SETTINGS[file](parse_limit(raw, file))
         case _:
             raise Malformed(file, text)
 
@@ -96,6 +159,8 @@ def format_setting(setting: Setting) -> str:
             return "1" if setting.idle else "0"
         case CpusetCpus():
             return format_cpulist(setting.cpus)
+        case MemoryHigh() | MemoryLow() | MemoryMin():
+            return format_limit(setting.bytes)
         case _:
             assert_never(setting)
 

@@ -21,6 +21,8 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.memory import Memory
+from qosd.schema.memory import check as check_memory
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 
 
@@ -36,6 +38,7 @@ class OnForeignWrite(enum.StrEnum):
 
 class Host(Section, frozen=True):
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] = 95.0
+    memory_target_pct: Annotated[float, Meta(gt=0, le=100)] = 80.0
 
 
 class Ownership(Section, frozen=True):
@@ -70,6 +73,9 @@ class WorkloadRule(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
+    page_cache_reclaim: bool = True
+    page_cache_high: ByteSize | None = None
+    page_cache_low: ByteSize | None = None
 
 
 DEFAULT_WORKLOADS = (
@@ -83,6 +89,7 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    memory: Memory = Memory()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
@@ -157,6 +164,7 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_memory(config.memory)
         or check_net(config.net)
     )
     names: set[str] = set()
@@ -170,6 +178,18 @@ def _check_together(config: Config) -> None:
             _check_pattern(pattern, f"workload[{index}].match")
     _check_overlap(config.workload)
     _check_egress(config)
+    for index, rule in enumerate(config.workload):
+        _refuse(_page_cache(rule, f"workload[{index}]"))
+
+
+def _page_cache(rule: WorkloadRule, key: str) -> str | None:
+    if rule.page_cache_low is None:
+        return None
+    if rule.page_cache_high is None:
+        return f"{key}.page_cache_low: means nothing without page_cache_high"
+    if rule.page_cache_low > rule.page_cache_high:
+        return f"{key}.page_cache_low: must not be above page_cache_high"
+    return None
 
 
 def _check_egress(config: Config) -> None:

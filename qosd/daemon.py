@@ -171,7 +171,8 @@ class Daemon:
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
         )
-        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
+        fed = self._watchdog and self._engine.workers_alive
+        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if fed else ""))
 
     def _log(self) -> None:
         for record in self._engine.records:

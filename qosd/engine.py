@@ -8,15 +8,17 @@ from collections import deque
 import msgspec
 
 from qosd import __version__, audit, governors, status
-from qosd.act import Actuator, Backoff, Report
+from qosd.act import Actuator, Backoff, Report, protects
+from qosd.blocking import BlockingWriter
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.egress import Change, Egress
 from qosd.files import Key
 from qosd.journal import Journal
+from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Snapshot
-from qosd.plan import Ledger, Now, Plan, diff
-from qosd.sense import HostFiles, Sensor
+from qosd.plan import Ledger, Now, Plan, diff, originals
+from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
 
 _SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
@@ -80,7 +82,9 @@ class Engine:
         self._host = host
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
-        self._actuator = Actuator(sys, root_fd, journal, self._protected)
+        self._blocking = BlockingWriter(sys)
+        self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking)
+        self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self._state = governors.State()
@@ -90,6 +94,8 @@ class Engine:
         self._next_record = 1
         self._reloaded_usec: int | None = None
         self._heard: dict[str, int] = {}
+        self._phases: dict[str, str] = {}
+        """By path: what background reclaim did there in the last tick."""
         self.counters = Counters()
         self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
         self.paused_until: float | None = None
@@ -102,7 +108,9 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        if config.workload != self.config.workload or config.sense != self.config.sense:
+        self.reclaimer.reconfigure(config.memory.reclaim)
+        sensed = [(each.workload, each.sense, each.memory) for each in (config, self.config)]
+        if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
         self.note_network(self.egress.reconfigure(config))
@@ -128,7 +136,11 @@ class Engine:
         self._tick += 1
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
-        now = self._sensor.snapshot(self._tick)
+        now = msgspec.structs.replace(
+            self._sensor.snapshot(self._tick),
+            reclaimed=self.reclaimer.collect(),
+            originals=originals(self._ledger),
+        )
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -137,12 +149,17 @@ class Engine:
             for file, text in workload.files.items()
         }
         plan, report = self._act(now, prev, decision, files)
+        self._reclaim(decision)
         self._prev = now
         self.counters.ticks += 1
         self._note(report)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
+        built = msgspec.structs.replace(
+            self._status(prev, now, decision, plan, report, files),
+            net=net,
+            memory=status.memory_view(decision, self.reclaimer.worker.stuck),
+        )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -174,6 +191,29 @@ class Engine:
         _, would = diff(at, decision.desired, {}, self.config.ownership)
         return would, report
 
+    def _reclaim(self, decision: governors.Decision) -> None:
+        """Hand the one-shot effects to their worker; outside enforce mode it is told and does nothing."""
+        if decision.memory is None:
+            return
+        enforce = self.mode == Mode.ENFORCE.value
+        self.reclaimer.start(decision.memory.reclaims, self._may_touch if enforce else None)
+        view, before = decision.memory.view, self._phases
+        self._phases = {each.path: each.phase for each in view.workloads} if enforce else {}
+        turned = tuple(
+            each for each in view.workloads if self._phases.get(each.path) != before.get(each.path)
+        )
+        self._record(
+            status.reclaim_records(turned, before, (self._next_record, self._sys.time(), self._tick))
+        )
+
+    def _may_touch(self, path: str) -> bool:
+        return not protects(self._protected, path)
+
+    @property
+    def workers_alive(self) -> bool:
+        """Whether what may block can still be done: the watchdog is fed only then."""
+        return self.reclaimer.worker.alive and self._blocking.worker.alive
+
     def _apply(self, plan: Plan, now_usec: int) -> tuple[Ledger, Report]:
         ownership = self.config.ownership
         backoff = Backoff(int(ownership.backoff_first), int(ownership.backoff_max))
@@ -195,6 +235,8 @@ class Engine:
 
     def close(self) -> None:
         self.note_network(self.egress.close())
+        self.reclaimer.close()
+        self._blocking.close()
         self._sensor.close()
         self._host.close()
 

@@ -6,6 +6,7 @@ import msgspec
 
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, cpuset, weight
+from qosd.memory import decide as memory
 from qosd.model import Snapshot, Tier
 from qosd.plan import Desired
 
@@ -16,6 +17,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "cpu.max"): "cpu.bandwidth",
     (Tier.BE, "cpu.max.burst"): "cpu.bandwidth",
     (Tier.BE, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "memory.low"): "memory.protection",
+    (Tier.LS, "memory.min"): "memory.protection",
+    (Tier.BE, "memory.high"): "memory.limits",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -28,16 +32,20 @@ class State(msgspec.Struct, frozen=True, gc=False):
     allowance: allowance.State = allowance.State()
     bandwidth: bandwidth.State = bandwidth.State()
     cpuset: cpuset.State = cpuset.State()
+    memory: memory.State = memory.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
+    memory: memory.Decision | None = None
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, state.bandwidth)
     cpuset_state, masks = cpuset.decide(config, now, granted, state.cpuset)
-    desired = (*weight.decide(config, now), *limits, *masks)
-    return State(allowance_state, bandwidth_state, cpuset_state), Decision(desired, granted)
+    memory_state, of_memory = memory.decide(config, prev, now, state.memory)
+    desired = (*weight.decide(config, now), *limits, *masks, *of_memory.desired)
+    following = State(allowance_state, bandwidth_state, cpuset_state, memory_state)
+    return following, Decision(desired, granted, of_memory)

@@ -22,6 +22,7 @@ from qosd.exposition import (
     Metric,
     StateSetMetricFamily,
 )
+from qosd.memory import metrics as memory
 from qosd.model import Pressure
 from qosd.net import metrics as network
 from qosd.status import SensorStatus, Status, WorkloadStatus
@@ -76,6 +77,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _settings(status)
     if status.net is not None:
         yield from network.collect(status.net)
+    if status.memory is not None:
+        yield from memory.collect(status.memory)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

@@ -58,6 +58,54 @@ class Pressure(msgspec.Struct, frozen=True, gc=False):
     full: Stall | None = None
 
 
+class MemoryStat(msgspec.Struct, frozen=True, gc=False):
+    """memory.stat, as far as it is used. Sizes are in bytes, events (from `workingset_...` on) in pages."""
+
+    anon: int
+    file: int
+    shmem: int
+    file_mapped: int
+    file_dirty: int
+    file_writeback: int
+    inactive_file: int
+    active_file: int
+    slab_reclaimable: int = 0
+    workingset_refault_anon: int | None = None
+    workingset_refault_file: int | None = None
+    pgscan: int | None = None
+    pgsteal: int | None = None
+
+    @property
+    def page_cache(self) -> int:
+        """What reclaim can take of the page cache; `file` counts shmem too, which only swap takes."""
+        return self.inactive_file + self.active_file
+
+
+class MemoryEvents(msgspec.Struct, frozen=True, gc=False):
+    """memory.events: how often the cgroup met each boundary."""
+
+    low: int
+    high: int
+    max: int
+    oom: int
+    oom_kill: int
+
+
+class MemorySample(msgspec.Struct, frozen=True, gc=False):
+    """What is read of a workload's own cgroup beyond memory.current."""
+
+    stat: MemoryStat | None = None
+    stat_usec: int | None = None
+    """When memory.stat was read: it flushes rstat, so it is read less often than the rest."""
+    swap_current: int | None = None
+    swap_max: int | Max | None = None
+    events: MemoryEvents | None = None
+    ceiling: int | Max | None = None
+    """The least protection of the ancestors: no cgroup is protected beyond any of them."""
+    ceiling_path: str | None = None
+    """Which ancestor that is; None where nothing above the workload has the file."""
+
+
 class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     """What one cgroup's files held when the tick read them; a field is None where the file could not say."""
 
@@ -70,6 +118,8 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
     populated: bool | None = None
+    memory: MemorySample | None = None
+    """Of workloads only."""
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
@@ -110,6 +160,26 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
+    mem_free: int | None = None
+    pgscan_kswapd: int | None = None
+    pgscan_direct: int | None = None
+    """/proc/vmstat: pages that the kernel's own reclaim looked at, in the background and in an allocation."""
+    page_bytes: int = 4096
+
+
+class Reclaimed(msgspec.Struct, frozen=True, gc=False):
+    """How one request to memory.reclaim ended."""
+
+    cgroup_id: CgroupId
+    result: str
+    """done; short (EAGAIN: less than asked, which is normal); no-swappiness (this kernel does not know the
+    key, nothing was asked); absent, gone, refused, failed; busy (an earlier one is not back); not-run."""
+    asked: int = 0
+    freed: int = 0
+    usec: int = 0
+    stat: MemoryStat | None = None
+    stat_usec: int | None = None
+    error: str | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
@@ -126,12 +196,24 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    reclaimed: tuple[Reclaimed, ...] = ()
+    """What the worker reported since the last tick."""
+    originals: dict[CgroupId, dict[str, str]] = {}
+    """By cgroup and file: what stood there before qosd, where a value of qosd's stands now."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
             if workload.sample.id == cgroup_id:
                 return workload
         return None
+
+    def is_ours(self, workload: Workload, file: str) -> bool:
+        """Whether a value of qosd's stands in the file."""
+        return file in self.originals.get(workload.id, {})
+
+    def of_others(self, workload: Workload, file: str) -> str | None:
+        """What the file holds without qosd: its original, or what stands there."""
+        return self.originals.get(workload.id, {}).get(file, workload.setting(file))
 
     def tier(self, tier: Tier) -> tuple[Workload, ...]:
         return tuple(workload for workload in self.workloads if workload.tier is tier)
@@ -165,7 +247,22 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
     cpus: tuple[int, ...]
 
 
-Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
+class MemoryHigh(msgspec.Struct, frozen=True, gc=False, tag="memory.high", tag_field="file"):
+    file: ClassVar[str] = "memory.high"
+    bytes: int | Max
+
+
+class MemoryLow(msgspec.Struct, frozen=True, gc=False, tag="memory.low", tag_field="file"):
+    file: ClassVar[str] = "memory.low"
+    bytes: int | Max
+
+
+class MemoryMin(msgspec.Struct, frozen=True, gc=False, tag="memory.min", tag_field="file"):
+    file: ClassVar[str] = "memory.min"
+    bytes: int | Max
+
+
+Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus | MemoryHigh | MemoryLow | MemoryMin
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+import msgspec
+
 from qosd import cgroupfs, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone
+from qosd.memstat import MemoryFiles
 from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
 from qosd.sys import Sys, open_same_cgroup
 from qosd.watch import (
@@ -24,16 +27,28 @@ from qosd.watch import (
 
 _STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
 _RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
+_VMSTAT_SIZE = 1 << 14
 _SYSTEMD = "/run/systemd"
+
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat", "watched")
+    __slots__ = ("below", "dir_fd", "files", "last", "match", "memory", "settings", "stat", "watched")
 
-    def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        sys: Sys,
+        dir_fd: int,
+        match: discover.Match,
+        watched: tuple[str, ...],
+        memory: MemoryFiles,
+    ) -> None:
         self.match = match
+        self.memory = memory
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
@@ -48,15 +63,17 @@ class Root:
         if None in self.files:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
+            self.memory.look_again()
         for file in self.watched:
             if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 2 + FILES + len(self.settings)
+        return 2 + FILES + len(self.settings) + self.memory.fds()
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
+        self.memory.close()
         for kept in (self.stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
@@ -82,6 +99,7 @@ class HostFiles:
         hertz = os.sysconf("SC_CLK_TCK")
         self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
+        self.vmstat = keep(sys, self._fd, "vmstat", procfs.parse_vmstat, _VMSTAT_SIZE)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
             for name in ("cpu", "memory", "io")
@@ -90,6 +108,7 @@ class HostFiles:
     def sample(self, unknown: dict[str, str]) -> HostSample:
         cpu = read_kept(self.stat, "/proc/stat", unknown)
         memory = read_kept(self.meminfo, "/proc/meminfo", unknown)
+        vmstat = read_kept(self.vmstat, "/proc/vmstat", unknown)
         cpu_pressure, memory_pressure, io_pressure = (
             self._read_pressure(name, unknown) for name in self.pressure
         )
@@ -105,13 +124,17 @@ class HostFiles:
             cpu_pressure=cpu_pressure,
             memory_pressure=memory_pressure,
             io_pressure=io_pressure,
+            mem_free=memory.mem_free if memory is not None else None,
+            pgscan_kswapd=vmstat.pgscan_kswapd if vmstat is not None else None,
+            pgscan_direct=vmstat.pgscan_direct if vmstat is not None else None,
+            page_bytes=PAGE_BYTES,
         )
 
     def _read_pressure(self, name: str, unknown: dict[str, str]) -> Pressure | None:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
 
     def close(self) -> None:
-        for kept in (self.online, self.stat, self.meminfo, *self.pressure.values()):
+        for kept in (self.online, self.stat, self.meminfo, self.vmstat, *self.pressure.values()):
             if kept is not None:
                 self._sys.close(kept.fd)
         self._sys.close(self._fd)
@@ -151,7 +174,7 @@ class Sensor:
         workloads = tuple(
             workload
             for root in list(self._roots.values())
-            if (workload := self._sample(root, unknown)) is not None
+            if (workload := self._sample(root, monotonic_usec, unknown)) is not None
         )
         if tick % _RESCAN_TICKS == 0 or self._rescan_due:
             self._rescan()
@@ -191,7 +214,9 @@ class Sensor:
             fd = open_same_cgroup(self._sys, self._root_fd, match.path, match.id)
         except (CgroupGone, OSError):
             return  # gone, or out of fds: the next tick tries again
-        self._roots[match.id] = Root(self._sys, fd, match, self._watched[match.rule.tier])
+        tier = match.rule.tier
+        memory = MemoryFiles(self._sys, (self._root_fd, fd), match.path, match.id, tier, self._config.memory)
+        self._roots[match.id] = Root(self._sys, fd, match, self._watched[tier], memory)
         self._rescan_due = True
 
     def _drop(self, cgroup_id: int, root: Root) -> None:
@@ -199,10 +224,11 @@ class Sensor:
         del self._roots[cgroup_id]
         self._descendants.forget(root.match.path)
 
-    def _sample(self, root: Root, unknown: dict[str, str]) -> Workload | None:
+    def _sample(self, root: Root, now_usec: int, unknown: dict[str, str]) -> Workload | None:
         match = root.match
         try:
             root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            memory = root.memory.sample(now_usec, unknown)
             below = read_kept(root.stat, match.path, unknown)
             files = {
                 file: value
@@ -215,7 +241,8 @@ class Sensor:
         if below != root.below:
             root.below = below
             self._rescan_due = True
-        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
+        sample = msgspec.structs.replace(root.last, memory=memory)
+        return Workload(match.rule.name, match.rule.tier, match.rule.priority, sample, files)
 
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())

@@ -9,6 +9,7 @@ from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
 from qosd.files import Key
 from qosd.governors import Decision
+from qosd.memory.decide import MemoryView, WorkloadMemory
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
@@ -106,6 +107,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    memory: MemoryView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
@@ -184,6 +186,37 @@ def setting_status(
             )
         )
     return tuple(settings)
+
+
+def memory_view(decision: Decision, stuck: int) -> MemoryView | None:
+    if decision.memory is None:
+        return None
+    return msgspec.structs.replace(decision.memory.view, stuck=stuck)
+
+
+def reclaim_records(
+    turned: tuple[WorkloadMemory, ...], before: dict[str, str], at: tuple[int, float, int]
+) -> tuple[DecisionRecord, ...]:
+    """What background reclaim began, stopped or met; `at` is the first record's id, the time and the tick."""
+    told = ("reclaiming", "held", "nothing")
+    first_id, time, tick = at
+    changes = [
+        each for each in turned if each.phase in told or before.get(each.path) in ("reclaiming", "held")
+    ]
+    return tuple(
+        DecisionRecord(
+            first_id + n,
+            time,
+            tick,
+            each.path,
+            "memory.reclaim",
+            before.get(each.path, ""),
+            each.phase,
+            "event",
+            Reason("memory.reclaim", each.reclaim),
+        )
+        for n, each in enumerate(changes)
+    )
 
 
 def decision_records(report: Report, first_id: int, time: float, tick: int) -> tuple[DecisionRecord, ...]:

@@ -10,11 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qosd.ctl import client, decisions, network, screen
+from qosd.ctl import client, decisions, memory, network, screen
 from qosd.ctl.cgroups import exists, resolve
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
+from qosd.memory.decide import WorkloadMemory
 from qosd.net.status import EgressStatus, UplinkView
 from qosd.plan import Reason
 from qosd.procfs import cgroup2_mount
@@ -49,6 +50,7 @@ class Explanation(msgspec.Struct, frozen=True):
     """Newest first."""
     egress: EgressStatus | None = None
     """What it sends, where uplinks are shaped."""
+    memory: WorkloadMemory | None = None
 
 
 class UplinkExplanation(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ def explain(
         next((each for each in status.net.egress if each.path == path), None)
         if status.net is not None
         else None,
+        memory.find(status.memory, path),
     )
 
 
@@ -113,6 +116,8 @@ def render(explained: Explanation, now: float) -> Group:
         parts.append(Text(f"qosd is {MODES.get(explained.mode, (explained.mode, ''))[0]}", "yellow"))
     if explained.egress is not None:
         parts.append(Text(f"It sends {network.sentence(explained.egress)}."))
+    if explained.memory is not None:
+        parts += memory.sentences(explained.memory)
     for setting in explained.settings:
         parts += [Text(), *_setting(setting, explained, now)]
     if explained.not_managed is None and not explained.settings:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from ctl_daemon import NET
+from ctl_daemon import MEMORY, NET
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
@@ -87,7 +87,7 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     }
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
-    for family in metrics.collect(source(status(net=NET)), 1001.0):
+    for family in metrics.collect(source(status(net=NET, memory=MEMORY)), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))
@@ -242,3 +242,16 @@ def test_the_dashboard_asks_only_for_metrics_that_are_documented() -> None:
     histogram = {f"{name}_bucket" for name in documented}
     assert asked <= documented | histogram
     assert len(asked) >= 10
+
+
+def test_of_memory_what_is_not_known_has_no_sample() -> None:
+    found = samples(status(memory=MEMORY))
+    be = (("cgroup", "be.slice"), ("tier", "be"), ("workload", "be"))
+    ls = (("cgroup", "ls.slice"), ("tier", "ls"), ("workload", "ls"))
+
+    assert found["qosd_workload_page_cache_bytes", be] == 1 << 30
+    assert ("qosd_workload_page_cache_bytes", ls) not in found
+    assert found["qosd_reclaim_freed_bytes_total", be] == 128 << 20
+    assert found["qosd_reclaim_errors_total", (*be[:1], ("result", "failed"), *be[1:])] == 1
+    assert found["qosd_memory_trouble", (("condition", "ls_stalled"),)] == 1
+    assert found["qosd_reclaim_workloads", (("phase", "held"),)] == 1

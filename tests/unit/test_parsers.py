@@ -11,10 +11,27 @@ from hypothesis import strategies as st
 
 from qosd import cgroupfs, procfs, psi, topology
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuWeight, Setting, Stall
+from qosd.model import (
+    MAX,
+    CpuIdle,
+    CpuMax,
+    CpuMaxBurst,
+    CpusetCpus,
+    CpuWeight,
+    MemoryEvents,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
+    Setting,
+    Stall,
+)
 
 U64 = st.integers(0, (1 << 64) - 1)
 CPU_STAT = b"usage_usec 100\nuser_usec 60\nsystem_usec 40\n"
+MEMORY_STAT = (
+    b"anon 1\nfile 2\nkernel 9\nshmem 3\nfile_mapped 4\nfile_dirty 5\nfile_writeback 6\ninactive_file 7\n"
+    b"active_file 8\nworkingset_refault_file 11\npgscan 12\npgsteal 13\n"
+)
 PRESSURE = (
     b"some avg10=0.12 avg60=1.50 avg300=99.99 total=123456\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 )
@@ -28,6 +45,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "limit": (lambda raw: cgroupfs.parse_limit(raw, "file"), b"max\n"),
     "flat keyed": (lambda raw: cgroupfs.parse_flat_keyed(raw, "file"), b"populated 1\nfrozen 0\n"),
     "cpu.stat": (cgroupfs.parse_cpu_stat, CPU_STAT),
+    "memory.stat": (cgroupfs.parse_memory_stat, MEMORY_STAT),
+    "memory.events": (cgroupfs.parse_memory_events, b"low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\n"),
+    "/proc/vmstat": (procfs.parse_vmstat, b"nr_free_pages 1\npgscan_kswapd 5\npgscan_direct 6\n"),
     "pressure": (psi.parse_pressure, PRESSURE),
     "/proc/stat": (lambda raw: procfs.parse_stat(raw, 100), STAT),
     "/proc/meminfo": (procfs.parse_meminfo, MEMINFO),
@@ -42,6 +62,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
             "cpu.weight": b"100\n",
             "cpu.idle": b"0\n",
             "cpuset.cpus": b"0-3\n",
+            "memory.high": b"max\n",
+            "memory.low": b"0\n",
+            "memory.min": b"4096\n",
         }.items()
     },
 }
@@ -125,6 +148,7 @@ SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),
+    *(st.builds(kind, st.just(MAX) | U64) for kind in (MemoryHigh, MemoryLow, MemoryMin)),
     st.builds(CpusetCpus, st.sets(st.integers(0, 300)).map(lambda cpus: tuple(sorted(cpus)))),
 )
 
@@ -226,7 +250,7 @@ def test_a_proc_stat_that_does_not_count_cpus_is_malformed(raw: bytes) -> None:
 def test_meminfo_is_in_bytes_and_a_line_that_is_not_there_is_none() -> None:
     meminfo = procfs.parse_meminfo(MEMINFO.replace(b"MemAvailable", b"MemElsewhere"))
 
-    assert meminfo == procfs.Meminfo(16384 << 10, None, 0, 0)
+    assert meminfo == procfs.Meminfo(16384 << 10, None, 0, 0, 1 << 10)
 
 
 def test_the_v2_line_of_a_hybrid_host_is_the_one_that_counts() -> None:
@@ -253,3 +277,19 @@ def test_a_form_feed_in_a_mount_point_does_not_end_the_line() -> None:
     raw = b"30 23 0:26 / /mnt/a\x0cb rw - cgroup2 none rw\n"
 
     assert [mount.point for mount in procfs.parse_mounts(raw)] == ["/mnt/a\x0cb"]
+
+
+def test_of_memory_stat_sizes_must_be_there_and_counters_may_be() -> None:
+    stat = cgroupfs.parse_memory_stat(MEMORY_STAT)
+    assert (stat.anon, stat.shmem, stat.page_cache, stat.workingset_refault_file) == (1, 3, 15, 11)
+    assert stat.workingset_refault_anon is None
+    with pytest.raises(Malformed):
+        cgroupfs.parse_memory_stat(MEMORY_STAT.replace(b"inactive_file", b"inactive"))
+    with pytest.raises(Malformed):
+        cgroupfs.parse_memory_stat(MEMORY_STAT.replace(b"shmem 3", b"shmem -3"))
+
+
+def test_memory_events_and_vmstat_are_counts() -> None:
+    events = cgroupfs.parse_memory_events(b"low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n")
+    assert events == MemoryEvents(0, 1, 2, 3, 4)
+    assert procfs.parse_vmstat(b"pgscan_kswapd 5\n") == procfs.Vmstat(5, None)
