@@ -1,10 +1,11 @@
-"""How long a workload waited between two snapshots, from PSI's totals. Pure."""
+"""How long one workload waited between two snapshots, and the worst of a tier. Pure."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from qosd.model import CgroupId, Pressure, Snapshot, Tier
+from qosd.model import CgroupId, Snapshot, Tier
+from qosd.stalls import waited
 
 Resource = Literal["memory", "io"]
 
@@ -17,22 +18,13 @@ def share(
     after = now.workload(cgroup_id)
     if prev is None or before is None or after is None:
         return None
-    elapsed = now.monotonic_usec - prev.monotonic_usec
-    if resource == "memory":
-        pair = (before.sample.memory_pressure, after.sample.memory_pressure)
-    else:
-        pair = (before.sample.io_pressure, after.sample.io_pressure)
-    first, last = (_total(pressure, full=full) for pressure in pair)
-    if first is None or last is None or elapsed <= 0 or last < first:
-        return None
-    return (last - first) / elapsed
-
-
-def _total(pressure: Pressure | None, *, full: bool) -> int | None:
-    if pressure is None:
-        return None
-    stall = pressure.full if full else pressure.some
-    return stall.total if stall is not None else None
+    first, last = before.sample, after.sample
+    pair = (
+        (first.memory_pressure, last.memory_pressure)
+        if resource == "memory"
+        else (first.io_pressure, last.io_pressure)
+    )
+    return waited(*pair, now.monotonic_usec - prev.monotonic_usec, full=full)
 
 
 def worst(
