@@ -55,12 +55,12 @@ class Worker(Generic[E, R]):
         with self._changed:
             if self._closed or key in self._busy or len(self._queue) >= _QUEUE or not self._can_run():
                 return None
+            self._started = self._started or self._start()
+            if not self._started:
+                return None
             job = Job[E, R](key, effect)
             self._busy[key] = job
             self._queue.append(job)
-            if not self._started:
-                self._started = True
-                self._start()
             self._changed.notify_all()
             return job
 
@@ -76,8 +76,7 @@ class Worker(Generic[E, R]):
             ):
                 self._stuck.append(current)
                 self._current = None
-                if self._can_run():
-                    self._start()
+                self._started = self._can_run() and self._start()
             done, self._done = self._done, []
         for job in done:
             if job.error is not None:
@@ -127,8 +126,12 @@ class Worker(Generic[E, R]):
     def _can_run(self) -> bool:
         return len(self._stuck) < _THREADS
 
-    def _start(self) -> None:
-        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+    def _start(self) -> bool:
+        try:
+            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        except RuntimeError:
+            return False  # no task to be had (TasksMax=, memory): the next submit tries again
+        return True
 
     def _serve(self) -> None:
         while (job := self._next()) is not None:

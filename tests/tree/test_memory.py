@@ -26,6 +26,7 @@ from treekit import (
 
 from qosd.config import Config, Mode
 from qosd.journal import restore_from
+from qosd.replay import load, plain
 from qosd.schema.memory import Limit
 from qosd.schema.units import ByteSize
 from qosd.status import Status
@@ -335,3 +336,16 @@ def test_the_ancestors_protection_is_seen(tmp_path: Path) -> None:
         assert text_of(box.root / "app.slice/memory.low") == str(64 * MIB), "an ancestor is never written"
     finally:
         box.close()
+
+
+def test_a_recorded_snapshot_is_read_back_as_it_was(boxes: Any) -> None:
+    """What the worker reported and what stood before qosd are part of a trace."""
+    box = boxes(msgspec.structs.replace(config(), memory=LIMITING.memory))
+    box.use("ls", active_file=100)
+    box.use("be", inactive_file=400)
+    box.settle(5)
+    snapshot = plain(box.engine.snapshot)
+
+    assert snapshot.reclaimed != ()
+    assert snapshot.originals
+    assert list(load([msgspec.json.encode(msgspec.to_builtins(snapshot))])) == [snapshot]

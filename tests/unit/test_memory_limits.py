@@ -94,6 +94,20 @@ def test_swap_that_comes_and_goes_while_running_is_noticed() -> None:
     assert wants(host.ticks(2), BE) == {}
 
 
+def test_swap_on_its_way_out_is_no_swap_although_the_kernel_calls_it_free() -> None:
+    """A swapoff under a limit would be put to sleep for each page it brings back."""
+    host = Host(ON)
+    host.be.anon, host.available, host.swap_total, host.swap_free = 600, 50, 2048, 2048
+    assert "memory.high" in wants(host.ticks(40), BE)
+    host.be.anon, host.be.swap = 440, 160
+    host.swap_free = 2048 - 160
+    assert "memory.high" in wants(host.ticks(5), BE)
+
+    host.swap_total = host.swap_free = 160
+
+    assert wants(host.tick(), BE) == {}
+
+
 def test_a_limit_that_stalls_the_job_is_lifted_within_its_deadline_and_stays_lifted() -> None:
     host = Host(ON)
     host.be.active, host.available = 900, 300

@@ -147,3 +147,20 @@ def test_closing_waits_for_nobody(worker: Worker[int, int], doors: Doors) -> Non
     doors.open[1].set()
     assert worker.wait(running, LONG)
     assert not doors.entered[2].is_set()
+
+
+def test_without_a_thread_to_be_had_nothing_is_taken_and_later_it_is(
+    worker: Worker[int, int], doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TasksMax= or memory is used up: that must not end the tick."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        assert worker.submit(1, 1) is None
+    job = worker.submit(1, 1)
+    assert job is not None
+    doors.open[1].set()
+    assert worker.wait(job, LONG)

@@ -111,6 +111,24 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
     guest.sh("rm -f /dev/shm/test-shm /var/tmp/test-*")
 
 
+def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest, kernel: str) -> None:
+    if kernel != "6.12":
+        pytest.skip("the law is the same on both; one kernel shows it")
+    guest = idle
+    guest.configure(WATERMARKS)
+    guest.sh("sysctl -q vm.dirty_writeback_centisecs=0")
+    try:
+        start(guest, "dirty", "be.slice", "head -c 160M /dev/zero >/var/tmp/test-dirty; sleep inf")
+        until_cached(guest, "be.slice", 158)
+        guest.sh("systemctl start qosd")
+        status = guest.status_when(lambda now: of(now, "be.slice")["phase"] in ("nothing", "held"), tries=90)
+        assert of(status, "be.slice")["errors"] == {}
+        assert of(guest.status(), "be.slice")["freed"] <= 16 * MIB
+        assert stat(guest, "be.slice")["file_dirty"] >= 100 * MIB
+    finally:
+        guest.sh("sysctl -q vm.dirty_writeback_centisecs=500; rm -f /var/tmp/test-dirty")
+
+
 def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle: Guest, kernel: str) -> None:
     """Cases 39 and 40: without swap no limit; with swap the job is held; without again it is let go. No task hangs."""
     if kernel != "6.12":
@@ -156,8 +174,10 @@ def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daem
     guest.configure(
         '[memory]\nstat_interval = "1s"\n'
         '[[workload]]\nname = "web"\ntier = "ls"\nmatch = ["testls.slice"]\n'
-        '[[workload]]\nname = "be"\ntier = "be"\nmatch = ["be.slice"]\n'
+        '[[workload]]\nname = "be"\ntier = "be"\nmatch = ["be.slice", "manual/child"]\npage_cache_high = "1MiB"\n'
     )
+    # Below a cgroup that enables no controller: no memory file at all.
+    guest.sh(f"mkdir -p {CGROUP}/manual/child")
     start(guest, "web", "testls.slice", holds(100))
     guest.until(f"[ $(cat {CGROUP}/testls.slice/memory.current) -ge 100000000 ]", seconds=120)
     assert guest.read("testls.slice/memory.low") == "0"
@@ -165,8 +185,13 @@ def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daem
     enough = f"[ $(cat {CGROUP}/testls.slice/memory.low) -ge 100000000 ]"
     guest.until(enough, seconds=120)
 
-    guest.sh("systemctl daemon-reload")
+    guest.sh("systemctl daemon-reload; sleep 2")
     guest.until(enough, seconds=120)
+    status = guest.status()
+    assert status["mode"] == "enforce"
+    assert of(status, "manual/child")["phase"] == "off"
+    assert of(status, "manual/child")["page_cache"] is None
 
     guest.sh("systemctl kill -s KILL qosd; systemctl stop qosd")
     guest.until(f"[ $(cat {CGROUP}/testls.slice/memory.low) = 0 ]", seconds=60)
+    guest.sh(f"rmdir {CGROUP}/manual/child {CGROUP}/manual")
