@@ -129,7 +129,8 @@ def _hold(config: Config, now: Snapshot, workloads: list[Workload], state: State
     unknown = state.unknown_ticks + 1
     if state.allowed is None or unknown > config.memory.release_ticks:
         text = "use of memory is unknown; BE is not limited"
-        return State(tracks=state.tracks, unknown_ticks=unknown), Result(text=text)
+        forgotten = {each: msgspec.structs.replace(kept, wanted=None) for each, kept in state.tracks.items()}
+        return State(tracks=forgotten, unknown_ticks=unknown), Result(text=text)
     text = f"use of memory is unknown for {unknown} ticks; the limits are held"
     desired = tuple(
         _desired(config, now, workload, track.wanted, text)
@@ -194,7 +195,8 @@ def _settle(
 def _size(config: Config, now: Snapshot, workload: Workload, track: Track, share: float) -> int:
     """Each workload's own limit goes down in steps as well: what is above it is reclaimed at once."""
     limits, total = config.memory.limits, now.host.mem_total or 0
-    last = track.wanted
+    # What was wanted while nothing could be written, as in observe mode, is no step on the way down.
+    last = track.wanted if now.is_ours(workload, FILE) else None
     before = float(last if last is not None else workload.sample.memory_current or 0)
     size = int(max(share, before - total * limits.down_pct / 100)) // _ROUND * _ROUND
     if last is not None and abs(size - last) <= total * limits.deadband_pct / 100:

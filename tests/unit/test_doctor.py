@@ -137,6 +137,19 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "warn",
             "systemctl set-property a.slice MemoryLow=1048576",
         ),
+        (
+            {
+                "cgroups": cgroup(
+                    path="a.slice/web.service",
+                    tier=Tier.LS,
+                    memory_low="0",
+                    unprotected_ancestor="a.slice",
+                )
+            },
+            "memory.low",
+            "warn",
+            "systemctl set-property a.slice MemoryLow=20%",
+        ),
         ({"disks": (DiskFacts("vda", "none", io_cost=False),)}, "disk vda", "warn", "bfq"),
         ({"btf": False}, "btf", "warn", "CONFIG_DEBUG_INFO_BTF"),
         ({"libbpf": False}, "libbpf", "warn", "apt install libbpf1"),
