@@ -116,6 +116,7 @@ def boxes(tmp_path: Path) -> Iterator[Any]:
     yield make
     for box in made:
         box.engine.reclaimer.close()
+        box.wait()
         box.close()
 
 
