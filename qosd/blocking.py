@@ -13,6 +13,7 @@ from qosd.sys import WRITE, Sys, open_interface
 from qosd.worker import Worker
 
 _PATIENCE_SECONDS = 0.05  # a write that has nothing to reclaim is back in microseconds
+_SETTLE_SECONDS = 1.0
 _DEADLINE_USEC = 10_000_000
 _MAY_BLOCK = ("memory.high",)
 
@@ -46,6 +47,10 @@ class BlockingWriter:
         if job.over and job.result:
             raise OSError(job.result, "refused", file)
         return job.over
+
+    def settle(self) -> None:
+        """Before a restore: a write that was handed over must not land after it."""
+        self.worker.wait_idle(_SETTLE_SECONDS)
 
     def close(self) -> None:
         self.worker.close()

@@ -222,6 +222,7 @@ class Engine:
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
         self.note_network(self.egress.release())
+        self._blocking.settle()
         reports: list[Report] = []
         for _ in range(_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000

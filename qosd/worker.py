@@ -88,6 +88,11 @@ class Worker(Generic[E, R]):
         with self._changed:
             return self._changed.wait_for(lambda: job.over, seconds)
 
+    def wait_idle(self, seconds: float) -> bool:
+        """Whether nothing is queued or under way, after waiting for that at most so long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy, seconds)
+
     def cancel(self, job: Job[E, R]) -> bool:
         """Take it back if it has not begun."""
         with self._changed:

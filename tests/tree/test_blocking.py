@@ -73,9 +73,7 @@ def test_one_that_hangs_is_not_waited_for_and_the_next_is_busy_until_it_is_back(
     with pytest.raises(OSError, match="earlier"):
         writer.write(dir_fd, 2, "memory.high", "8192")
     released.set()
-    worker = writer.worker
-    with worker._changed:
-        assert worker._changed.wait_for(lambda: not worker._busy, LONG)
+    assert writer.worker.wait_idle(LONG)
     assert writer.write(dir_fd, 1, "memory.high", "8192")
     assert text_of(group / "memory.high") == "8192"
     assert sys.fds == {dir_fd}
