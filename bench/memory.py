@@ -20,11 +20,11 @@ from qosd.lab.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
-RAM = "1200M"
+RAM = "1G"
 HOT_MIB = 160
-STREAM = 4 * 1200  # MiB
+STREAM = 4 * 1024  # MiB
 COLD_MIB, BE_HOT_MIB = 400, 60
-RECLAIM_SECONDS = 60
+RECLAIM_SECONDS = 40
 
 PROGRAM = '''
 """hot FILE: reads a file again and again and counts the passes; resident FILE: the pages of it in RAM."""

@@ -153,7 +153,8 @@ def _want(config: Config, workload: Workload, track: Track, missing: int) -> Wan
     if rule is None or not rule.page_cache_reclaim or stat is None:
         return None
     marks = watermarks(rule)
-    if marks is not None and stat.page_cache > (marks.low if track.active else marks.high):
+    # What is not worth asking for is no reason to go on: it would stay above the low watermark for ever.
+    if marks is not None and stat.page_cache > (marks.low + _WORTH if track.active else marks.high):
         return Want(
             stat.page_cache - marks.low,
             f"{_mib(stat.page_cache)} of page cache, to go down to page_cache_low = {_mib(marks.low)}",

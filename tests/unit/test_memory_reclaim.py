@@ -54,6 +54,8 @@ def test_cache_above_the_high_watermark_goes_down_to_the_low_one_and_no_further(
     asked(host, 60)
 
     assert 149 <= host.be.inactive + host.be.active <= 151
+    host.be.inactive += 0.5
+    assert view(host.tick(), "be.slice").phase == "below", "a remainder is no reason to go on"
     host.be.inactive += 40
     assert asked(host, 10) == 0, "between the watermarks nothing begins"
     host.be.inactive += 20

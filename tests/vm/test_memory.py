@@ -138,10 +138,7 @@ def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle:
     start(guest, "anon", "be.slice", holds(700))
     guest.until(f"[ $(cat {CGROUP}/be.slice/memory.current) -ge 730000000 ]", seconds=180)
     guest.sh("systemctl start qosd")
-    refused = guest.status_when(
-        lambda now: "only swap could" in (of(now, "be.slice")["limit"] or ""), tries=90
-    )
-    assert refused["mode"] == "enforce"
+    guest.status_when(lambda now: "only swap could" in (of(now, "be.slice")["limit"] or ""), tries=90)
     assert guest.read("be.slice/memory.high") == "max"
 
     guest.sh(
