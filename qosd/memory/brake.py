@@ -13,6 +13,13 @@ _MIB = 1 << 20
 _NOISE = 1 << 18  # bytes read again that are no verdict yet: 64 pages
 
 
+class Stop(msgspec.Struct, frozen=True, gc=False):
+    """Why nothing may be asked now; a passing one is over as soon as its reason is, and is no news."""
+
+    why: str
+    passing: bool = False
+
+
 def has_swap(now: Snapshot) -> bool:
     """Unknown counts as swap: then nothing is asked that might use it."""
     return now.host.swap_total is None or now.host.swap_total > 0
@@ -24,14 +31,14 @@ def check(
     now: Snapshot,
     workload: Workload,
     given: tuple[Track, bool, bool | None],
-) -> tuple[Track, str | None]:
+) -> tuple[Track, Stop | None]:
     """Why nothing may be asked of the workload now, None if it may; the track with the hold that began."""
     track, for_host, swappiness_key = given
     if now.monotonic_usec < track.held_until:
         left = (track.held_until - now.monotonic_usec) // 1_000_000
-        return track, f"{track.why_held} (for {left} s more)"
+        return track, Stop(f"{track.why_held} (for {left} s more)")
     if swappiness_key is False and has_swap(now) and reclaim.without_swappiness is WithoutSwappiness.SKIP:
-        return track, (
+        return track, Stop(
             "this kernel's memory.reclaim has no swappiness=, so it might swap;"
             ' memory.reclaim.without_swappiness = "cautious" lets it try'
         )
@@ -43,15 +50,15 @@ def check(
         return _held(reclaim, now, track, why)
     if not for_host and (why := _ls_waits(reclaim, prev, now)) is not None:
         # For a moment only: it is no fault of this workload. And a host that lacks memory must go on, for LS.
-        return track, why
+        return track, Stop(why, passing=True)
     since_hold = now.monotonic_usec - track.held_until
     settled = track.window_freed > 0 and track.holds > 0 and since_hold > reclaim.watch
     return (msgspec.structs.replace(track, holds=0) if settled else track), None
 
 
-def _held(reclaim: Reclaiming, now: Snapshot, track: Track, why: str) -> tuple[Track, str]:
+def _held(reclaim: Reclaiming, now: Snapshot, track: Track, why: str) -> tuple[Track, Stop]:
     track = hold(reclaim, now, track, why)
-    return track, f"{why} (for {(track.held_until - now.monotonic_usec) // 1_000_000} s)"
+    return track, Stop(f"{why} (for {(track.held_until - now.monotonic_usec) // 1_000_000} s)")
 
 
 def _swapped(workload: Workload, track: Track) -> tuple[Track, int]:

@@ -179,11 +179,12 @@ def _judge(
         return None, track, Standing(workload.id, *_idle(config, workload, track))
     if track.in_flight:
         return None, track, Standing(workload.id, "reclaiming", want.text)
-    track, why_not = brake.check(
+    track, stop = brake.check(
         config.memory.reclaim, prev, now, workload, (track, want.for_host, state.swappiness_key)
     )
-    if why_not is not None:
-        return None, track, Standing(workload.id, "held", f"{want.text}; held: {why_not}")
+    if stop is not None:
+        phase = "reclaiming" if stop.passing else "held"
+        return None, track, Standing(workload.id, phase, f"{want.text}; held: {stop.why}")
     clean = _clean(track)
     size = min(want.bytes, clean, _pace(config, now, state, track), budget)
     if clean < _WORTH:

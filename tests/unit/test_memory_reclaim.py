@@ -181,6 +181,7 @@ def test_it_pauses_while_ls_waits_for_memory() -> None:
     decision = host.tick()
     assert decision.reclaims == ()
     assert "LS waited" in view(decision, "be.slice").reclaim
+    assert view(decision, "be.slice").phase == "reclaiming", "a moment's pause is no event for the log"
 
 
 def test_the_least_important_gives_first_and_ls_last() -> None:
