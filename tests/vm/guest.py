@@ -68,6 +68,10 @@ class Guest:
             f"mkdir -p $(dirname {DROP_IN}); cat >{DROP_IN} <<'END'\n{text}\nEND\nsystemctl daemon-reload"
         )
 
+    def job(self, name: str = "test-job", slice_: str = "be.slice") -> None:
+        """A job that asks for nothing: its slice is there, and an emulated machine is left in peace."""
+        self.sh(f"systemd-run -q --collect --unit={name} --slice={slice_} sleep 10000")
+
     def hog(self, threads: int = 4, name: str = "test-hog", slice_: str = "be.slice") -> None:
         self.sh(f"systemd-run -q --collect --unit={name} --slice={slice_} stress-ng --quiet --cpu {threads}")
 
