@@ -72,7 +72,7 @@ def test_masks_are_whole_cores_of_one_node_and_go_again(guest: Guest) -> None:
 
     start(guest, '[cpu.bandwidth]\nenforce = "cpuset"\n[host]\ncpu_target_pct = 60\n', ls="cpus = 2")
     guest.until(f"grep -qx 2-3 {CGROUP}/ls.slice/test-web.service/cpuset.cpus", seconds=60)
-    guest.until(f"grep -q '^0' {CGROUP}/be.slice/cpuset.cpus", seconds=60)
+    guest.until(f"grep -q ^0 {CGROUP}/be.slice/cpuset.cpus", seconds=60)
 
     assert effective(guest, "ls.slice/test-web.service") == CORES[1]
     assert effective(guest, "be.slice") == CORES[0]
@@ -87,7 +87,7 @@ def test_a_cpu_that_goes_offline_meanwhile_costs_nobody_a_mask(guest: Guest) -> 
     guest.sh("systemctl set-property be.slice AllowedCPUs=1-3")
     guest.hog(4)
     start(guest, '[cpu.bandwidth]\nenforce = "cpuset"\n[host]\ncpu_target_pct = 100\n')
-    guest.until(f"grep -Eqx '1-3|2-3|1,3|1-2|1|2|3' {CGROUP}/be.slice/cpuset.cpus", seconds=60)
+    guest.until(f"grep -Eqx [1-3][-,1-3]* {CGROUP}/be.slice/cpuset.cpus", seconds=60)
     guest.status_when(lambda status: status["mode"] == "enforce")
 
     guest.sh("echo 0 >/sys/devices/system/cpu/cpu1/online")
@@ -112,7 +112,7 @@ def test_real_time_be_is_reported_and_kept_to_few_cpus(guest: Guest) -> None:
     seen = status["cpu"]["ineffective"][0]
     assert seen["path"] == "be.slice"
     assert seen["use_cores"] > 1.5 * seen["limit_cores"]
-    guest.until(f"grep -Eqx '[0-3]' {CGROUP}/be.slice/cpuset.cpus", seconds=60)
+    guest.until(f"grep -qx [0-3] {CGROUP}/be.slice/cpuset.cpus", seconds=60)
     assert "cpu.max ineffective" in guest.sh("qosctl explain be.slice --file cpuset.cpus")
     assert "cpu.max ineffective" in guest.sh("qosctl status")
     guest.sh("systemctl stop qosd test-rt")
@@ -127,7 +127,7 @@ def test_a_throttled_ls_is_lent_quota_and_gets_its_own_limit_back(guest: Guest) 
     assert before == ("20000 100000", "0")
 
     start(guest, '[cpu.burst]\nenforce = "both"\nmax_pct = 200\n')
-    guest.until(f"test $(cut -d' ' -f1 {CGROUP}/{group}/cpu.max) -gt 30000", seconds=120)
+    guest.until(f'test $(cut -f1 -d" " {CGROUP}/{group}/cpu.max) -gt 30000', seconds=120)
     assert guest.read(f"{group}/cpu.max.burst") == "20000"
     status = guest.status()
     assert [setting["error"] for setting in status["settings"] if setting["error"]] == []
@@ -168,6 +168,6 @@ def test_an_ls_pool_reserves_and_a_window_pauses_be(guest: Guest) -> None:
     status = guest.status_when(lambda status: bool(status["cpu"]["windows"]), tries=60)
     floor = 4 * 0.05
     guest.until(
-        f"test $(cut -d' ' -f1 {CGROUP}/be.slice/cpu.max) -le {round(floor * 10_000 * 1.05)}", seconds=60
+        f'test $(cut -f1 -d" " {CGROUP}/be.slice/cpu.max) -le {round(floor * 10_000 * 1.05)}', seconds=60
     )
     assert "BE is paused" in guest.sh("qosctl status")
