@@ -58,7 +58,10 @@ def wall(box: Box, *when: int) -> None:
     box.sys.wall_seconds = dt.datetime(*when, tzinfo=dt.UTC).timestamp()
 
 
+QUOTA = '[cpu.bandwidth]\nenforce = "max"\n'
 NIGHT = """
+[cpu.bandwidth]
+enforce = "max"
 [host]
 cpu_target_pct = 50
 [[window]]
@@ -128,7 +131,7 @@ def test_a_zone_lost_from_the_host_is_said_and_opens_nothing(
 
 
 def test_windows_are_taken_over_by_a_reload(boxes: list[Box], tmp_path: Path) -> None:
-    box = box_of(boxes, tmp_path, "[host]\ncpu_target_pct = 50\n")
+    box = box_of(boxes, tmp_path, QUOTA + "[host]\ncpu_target_pct = 50\n")
     wall(box, 2026, 1, 15, 22, 0)
     box.settle(**BUSY)
     box.engine.reconfigure(decode(NIGHT + TIERS.format(ls="", be="")))
