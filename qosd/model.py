@@ -112,6 +112,28 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     io_pressure: Pressure | None = None
 
 
+class Breach(msgspec.Struct, frozen=True, gc=False):
+    """Word between two ticks that an LS workload suffers: what `Engine.react` takes, from whatever saw it.
+
+    The five first fields are the messenger's; the rest is evidence that the engine adds.
+    """
+
+    victim: CgroupId
+    signal: str
+    """As `cpu.pressure some`, with the unit of value and threshold where it is not microseconds."""
+    value: float
+    threshold: float
+    at_usec: int
+    """CLOCK_MONOTONIC."""
+    source: str = "psi"
+    window_usec: int = 0
+    """How far back from `at_usec` the signal looks."""
+    throttled_usec: int | None = None
+    """How long the victim was held by limits of its own (cpu.max) meanwhile. None: unknown."""
+    be_cores: float | None = None
+    """CPUs that BE used meanwhile. None: unknown."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """Everything one tick saw. Rates come only from two of these."""
 
@@ -126,6 +148,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    events: tuple[Breach, ...] = ()
+    """What was reported since the last snapshot, in order."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
