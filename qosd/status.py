@@ -7,6 +7,7 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
@@ -106,6 +107,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    ebpf: ProbesView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
