@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm.guest import Guest
+from vm.guest import CGROUP, Guest
 
 from qosd.lab.machine import Machine
 
@@ -35,6 +35,11 @@ HOG = (
 
 def probes(status: dict[str, Any]) -> dict[str, str]:
     return {probe["name"]: probe["state"] for probe in status["ebpf"]["probes"]}
+
+
+def tried(status: dict[str, Any]) -> bool:
+    """The probes are opened after the first tick."""
+    return bool(status["ebpf"]["why"] != "not opened yet")
 
 
 def waits(status: dict[str, Any], path: str) -> dict[str, Any]:
@@ -78,8 +83,8 @@ def test_without_the_capabilities_there_is_no_probe_and_the_daemon_works(idle: G
     idle.drop_in("[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet=CAP_SYS_RESOURCE CAP_DAC_OVERRIDE")
     idle.sh("systemctl start qosd")
     idle.hog(threads=2)
-    idle.limited()
-    status = idle.status()
+    idle.until(f"grep -q 1 {CGROUP}/be.slice/cpu.idle", seconds=60)
+    status = idle.status_when(tried)
     assert set(probes(status).values()) == {"absent"}
     assert "CAP_BPF and CAP_PERFMON are needed" in status["ebpf"]["why"]
     assert "CAP_BPF" in idle.status_of("qosctl doctor")[1]
@@ -90,7 +95,7 @@ def test_a_kernel_that_does_not_describe_its_types_costs_the_probes_alone(idle: 
     """The base image has no bcc either: both reasons are given."""
     idle.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
     idle.sh("systemctl start qosd")
-    status = idle.status()
+    status = idle.status_when(tried)
     assert set(probes(status).values()) == {"absent"}
     assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["why"]
     assert "python3-bpfcc" in status["ebpf"]["why"]
