@@ -7,6 +7,7 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.cpu.view import CpuView
 from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
@@ -110,6 +111,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None
 
 
