@@ -45,7 +45,7 @@ STEADY_SECONDS = 60
 
 
 @contextlib.contextmanager
-def bench_lab() -> Iterator[tuple[Lab, Path]]:
+def bench_lab() -> Iterator[tuple[Lab, Path, SkbPrio]]:
     """A lab with a classified BE cgroup; everything is removed at the end."""
     lab = Lab()
     skbprio = SkbPrio.open(Library())
@@ -54,7 +54,7 @@ def bench_lab() -> Iterator[tuple[Lab, Path]]:
         fd = os.open(be, os.O_RDONLY | os.O_DIRECTORY)
         skbprio.attach(CgroupId(be.stat().st_ino), fd, ClassId(BE_CLASS >> 16, BE_CLASS & 0xFFFF))
         os.close(fd)
-        yield lab, be
+        yield lab, be, skbprio
     finally:
         lab.close()
         skbprio.close()
@@ -88,7 +88,7 @@ def bench_rate() -> None:
 
 
 def one_rate(ceil: int, proto: str) -> tuple[float, float]:
-    with bench_lab() as (lab, be):
+    with bench_lab() as (lab, be, _):
         tc, ifindex = Tc(), lab.link("u0").ifindex
         # The usual floor, 1 % of 10 Gbit/s, would be above the smallest ceiling.
         tc.build(msgspec.structs.replace(shape(ifindex, 10 * GBIT, ceil), floor_bps=MBIT))
@@ -121,7 +121,7 @@ def bench_ping() -> None:
 def ping_rounds(link: int) -> dict[str, list[tuple[float, float]]]:
     """ABBA over the modes. uncontrolled: the same link, one queue for all; qosd: BE in its class at 90 %."""
     results: dict[str, list[tuple[float, float]]] = {"frozen": [], "qosd": [], "uncontrolled": []}
-    with bench_lab() as (lab, be):
+    with bench_lab() as (lab, be, _):
         other = lab.cgroup("other")
         tc, ifindex = Tc(), lab.link("u0").ifindex
         tc.build(shape(ifindex, link, int(0.9 * link)))
@@ -193,7 +193,8 @@ def echo(sequence: int) -> bytes:
 class Governed:
     """The loop of the daemon as far as the network goes."""
 
-    def __init__(self, lab: Lab, link: int) -> None:
+    def __init__(self, lab: Lab, link: int, skbprio: SkbPrio) -> None:
+        self.skbprio = skbprio
         self.uplinks = Uplinks(Net(uplinks=("u0",), link_speed={"u0": Bitrate(link)}), Ownership(), lab.host)
         self.prev: NetSample | None = None
         self.state = shaping.INITIAL
@@ -203,7 +204,9 @@ class Governed:
         usec = time.monotonic_ns() // 1000
         self.uplinks.on_readable()
         self.uplinks.refresh(usec)
-        now = self.uplinks.sample(usec)
+        carriers = self.uplinks.carriers().items()
+        sent = {uplink: sum(self.skbprio.sent_to(each).values()) for uplink, each in carriers}
+        now = self.uplinks.sample(usec, sent)
         wanted = shaping.wants_classes(self.uplinks.config, self.prev, now, self.state)
         now = self.uplinks.read_classes(now, wanted)
         self.state, shapes = shaping.decide(self.uplinks.config, self.prev, now, self.state)
@@ -227,8 +230,8 @@ def bench_yield() -> None:
 
 
 def one_yield() -> tuple[float, float, float]:
-    with bench_lab() as (lab, be):
-        governed, ifindex = Governed(lab, GBIT), lab.link("u0").ifindex
+    with bench_lab() as (lab, be, skbprio):
+        governed, ifindex = Governed(lab, GBIT, skbprio), lab.link("u0").ifindex
         lab.send(5000, cgroup=be)
         governed.tick()
         lab.sink().settled_rate_bps((5000,), 0.5)
@@ -258,8 +261,8 @@ def until_below(tc: Tc, ifindex: int, bps: float) -> float:
 
 
 def bench_steady() -> None:
-    with bench_lab() as (lab, be):
-        governed = Governed(lab, GBIT)
+    with bench_lab() as (lab, be, skbprio):
+        governed = Governed(lab, GBIT, skbprio)
         governed.tick()
         lab.send(5000, cgroup=be)
         lab.send(5001, "--mbit", "100")

@@ -200,6 +200,11 @@ class Tc:
         for request in requests:
             self._send(request)
 
+    def reassert(self, shape: Shape) -> None:
+        """Every class as the shape says, in place."""
+        for request in (*class_requests("change-class", shape), *leaf_requests("change-class", shape)):
+            self._send(request)
+
     def classes(self, ifindex: int) -> tuple[ClassSample, ...]:
         """Counters and rates of our classes on one device; empty if it has none."""
         route = self._open()
