@@ -252,6 +252,16 @@ def test_a_bucket_holds_a_largest_packet_or_a_millisecond(bps: int, burst: int) 
     assert tc.burst_bytes(bps) == burst
 
 
+def test_be_makes_up_for_ten_milliseconds_below_its_ceil_and_the_link_for_one() -> None:
+    """BE borrows from the link class, whose small bucket is what the device sees."""
+    requests = tc.build_requests(shape(speed_bps=40 * GBIT, floor_bps=400 * MBIT, ceil_bps=36 * GBIT))
+    options = {request.handle: dict(request.options) for request in requests}
+    assert {number: options[number]["cburst"] for number in (LINK_CLASS, LS_CLASS, BE_TIER, BE_CLASS)} == {
+        LINK_CLASS: 5_000_000, LS_CLASS: 5_000_000, BE_TIER: 45_000_000, BE_CLASS: 50_000_000,
+    }  # fmt: skip
+    assert options[BE_TIER]["burst"] == 65_536
+
+
 def test_the_tree_is_built_from_the_root_down() -> None:
     requests = tc.build_requests(shape(leaves=(Leaf("backup", BE_CLASS + 1, 5 * MBIT),)))
     assert [request.handle for request in requests[:6]] == [
