@@ -7,11 +7,14 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.cpu.view import CpuView
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
+from qosd.stalls import Waits, tier_waits
 
 
 class HostStatus(msgspec.Struct, frozen=True):
@@ -30,6 +33,8 @@ class TierStatus(msgspec.Struct, frozen=True):
     cpu_allowance_cores: float | None = None
     """For BE: what it may use now. None for LS, and while BE is not limited."""
     reason: Reason | None = None
+    waits: Waits = Waits()
+    """Of the last tick, the worst of the tier's workloads."""
 
 
 class WorkloadStatus(msgspec.Struct, frozen=True):
@@ -106,6 +111,8 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    cpu: CpuView = CpuView()
+    ebpf: ProbesView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
@@ -122,15 +129,18 @@ def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
     )
 
 
-def tier_status(decision: Decision) -> dict[str, TierStatus]:
+def tier_status(prev: Snapshot | None, now: Snapshot, decision: Decision) -> dict[str, TierStatus]:
     granted = decision.allowance
     usage = granted.usage if granted is not None else None
     return {
-        Tier.LS.value: TierStatus(usage.ls if usage is not None else None),
+        Tier.LS.value: TierStatus(
+            usage.ls if usage is not None else None, waits=tier_waits(prev, now, Tier.LS)
+        ),
         Tier.BE.value: TierStatus(
             usage.be if usage is not None else None,
             granted.cores if granted is not None else None,
             granted.reason if granted is not None else None,
+            tier_waits(prev, now, Tier.BE),
         ),
     }
 
