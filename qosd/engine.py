@@ -14,10 +14,12 @@ from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.egress import Change, Egress
 from qosd.files import Key
+from qosd.interference.baseline import runq_thresholds
 from qosd.journal import Journal
 from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Snapshot
 from qosd.plan import Ledger, Now, Plan, diff, originals
+from qosd.probes import Probes
 from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -80,6 +82,7 @@ class Engine:
         self._sys = sys
         self._root_fd = root_fd
         self._host = host
+        host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._blocking = BlockingWriter(sys)
@@ -87,6 +90,7 @@ class Engine:
         self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.probes = Probes(config)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -109,11 +113,13 @@ class Engine:
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
         self.reclaimer.reconfigure(config.memory.reclaim)
-        sensed = [(each.workload, each.sense, each.memory) for each in (config, self.config)]
+        sensed = [(each.workload, each.sense, each.window, each.memory) for each in (config, self.config)]
         if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
+        self.probes.reconfigure(config)
         self.config = config
 
     @property
@@ -136,8 +142,10 @@ class Engine:
         self._tick += 1
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
+        now = self._sensor.snapshot(self._tick)
         now = msgspec.structs.replace(
-            self._sensor.snapshot(self._tick),
+            now,
+            probed=self.probes.sample(now),
             reclaimed=self.reclaimer.collect(),
             originals=originals(self._ledger),
         )
@@ -155,9 +163,11 @@ class Engine:
         self._note(report)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
+        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
         built = msgspec.structs.replace(
             self._status(prev, now, decision, plan, report, files),
             net=net,
+            ebpf=self.probes.view(now, decision.readings),
             memory=status.memory_view(decision, self.reclaimer.worker.stuck),
         )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
@@ -236,6 +246,7 @@ class Engine:
 
     def close(self) -> None:
         self.note_network(self.egress.close())
+        self.probes.close()
         self.reclaimer.close()
         self._blocking.close()
         self._sensor.close()
@@ -297,6 +308,7 @@ class Engine:
             sensors=self._sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            cpu=decision.cpu,
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

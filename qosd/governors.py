@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, cpuset, weight
+from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
+from qosd.cpu.view import CpuView
+from qosd.interference import baseline
 from qosd.memory import decide as memory
 from qosd.model import Snapshot, Tier
 from qosd.plan import Desired
@@ -17,6 +19,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "cpu.max"): "cpu.bandwidth",
     (Tier.BE, "cpu.max.burst"): "cpu.bandwidth",
     (Tier.BE, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpu.max"): "cpu.burst",
+    (Tier.LS, "cpu.max.burst"): "cpu.burst",
     (Tier.LS, "memory.low"): "memory.protection",
     (Tier.LS, "memory.min"): "memory.protection",
     (Tier.BE, "memory.high"): "memory.limits",
@@ -32,20 +37,44 @@ class State(msgspec.Struct, frozen=True, gc=False):
     allowance: allowance.State = allowance.State()
     bandwidth: bandwidth.State = bandwidth.State()
     cpuset: cpuset.State = cpuset.State()
+    pools: pools.State = pools.State()
+    overruns: overrun.State = {}
+    burst: burst.State = burst.State()
+    baseline: baseline.State = baseline.State()
     memory: memory.State = memory.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
+    cpu: CpuView = CpuView()
+    readings: tuple[baseline.Reading, ...] = ()
+    """How LS does by what the probes count."""
     memory: memory.Decision | None = None
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
+    config, opened = windows.apply(config, now)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, state.bandwidth)
-    cpuset_state, masks = cpuset.decide(config, now, granted, state.cpuset)
+    granted = windows.explained(granted, opened)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
+    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
+    overruns = overrun.decide(config, prev, now, state.overruns)
+    asked = cpuset.Asked(granted, budgets, overruns)
+    cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
+    burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     memory_state, of_memory = memory.decide(config, prev, now, state.memory)
-    desired = (*weight.decide(config, now), *limits, *masks, *of_memory.desired)
-    following = State(allowance_state, bandwidth_state, cpuset_state, memory_state)
-    return following, Decision(desired, granted, of_memory)
+    desired = (*weight.decide(config, now), *limits, *masks, *lent, *of_memory.desired)
+    following = State(
+        allowance_state,
+        bandwidth_state,
+        cpuset_state,
+        pools_state,
+        overruns,
+        burst_state,
+        baseline_state,
+        memory_state,
+    )
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
+    return following, Decision(desired, granted, view, readings, of_memory)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import exposition
+from qosd import cpumetrics, exposition
+from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
     CounterMetricFamily,
@@ -75,8 +76,11 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _tiers(status)
     yield from _workloads(status)
     yield from _settings(status)
+    yield from cpumetrics.collect(status.cpu)
     if status.net is not None:
         yield from network.collect(status.net)
+    if status.ebpf is not None:
+        yield from probes.collect(status.ebpf)
     if status.memory is not None:
         yield from memory.collect(status.memory)
 

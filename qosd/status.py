@@ -7,6 +7,8 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.cpu.view import CpuView
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.memory.decide import MemoryView, WorkloadMemory
@@ -110,6 +112,8 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    cpu: CpuView = CpuView()
+    ebpf: ProbesView | None = None
     memory: MemoryView | None = None
 
 
