@@ -21,6 +21,10 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.io import Io
+from qosd.schema.io import check as check_io
+from qosd.schema.signal import SignalRule
+from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 
 
@@ -70,6 +74,7 @@ class WorkloadRule(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
+    oom_group: bool = False
 
 
 DEFAULT_WORKLOADS = (
@@ -83,12 +88,14 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    io: Io = Io()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
+    signal: tuple[SignalRule, ...] = ()
 
 
 def decode(text: str) -> Config:
@@ -157,6 +164,7 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_io(config.io)
         or check_net(config.net)
     )
     names: set[str] = set()
@@ -168,8 +176,14 @@ def _check_together(config: Config) -> None:
         names.add(rule.name)
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
+        if rule.oom_group and rule.tier is not Tier.BE:
+            raise ConfigError(
+                f"workload[{index}].oom_group: only BE is killed as a whole; {rule.name!r} is LS"
+            )
     _check_overlap(config.workload)
     _check_egress(config)
+    ls_names = frozenset(rule.name for rule in config.workload if rule.tier is Tier.LS)
+    _refuse(check_signals(config.signal, ls_names))
 
 
 def _check_egress(config: Config) -> None:
