@@ -38,13 +38,13 @@ static void count(__u64 workload)
 		*times += 1;
 }
 
-/* At this tracepoint the current task is still the one that loses the CPU. */
+/* At this tracepoint the current task is still the one that loses the CPU; in state 0 (TASK_RUNNING) it wanted to go on. */
 SEC("tp_btf/sched_switch")
-int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)
 {
 	__u64 workload;
 
-	if (!preempt)
+	if (prev_state)
 		return 0;
 	/* The workload is the task's own cgroup, or one above it. */
 	for (int level = 1; level <= 8; level++) {

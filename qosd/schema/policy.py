@@ -11,7 +11,7 @@ import tomli
 from msgspec import Meta
 
 from qosd.errors import ConfigError
-from qosd.schema.units import Percent, Section
+from qosd.schema.units import Section
 
 HOOKS = ("tp_btf/", "fentry/", "fexit/", "raw_tp/", "raw_tracepoint/", "tp/", "tracepoint/")
 """Sections that look and cannot change anything: no LSM, no packets, no kprobe, which could fake a result."""
@@ -45,7 +45,7 @@ class Policy(Section, frozen=True):
     hooks: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)]
     maps: Annotated[tuple[str, ...], Meta(max_length=16)]
     signal: Annotated[tuple[PolicySignal, ...], Meta(min_length=1, max_length=16)]
-    overhead_pct: Annotated[Percent, Meta(gt=0, le=5)] = 1.0
+    overhead_pct: Annotated[float, Meta(gt=0, le=5)] = 1.0
     workloads_map: str | None = None
 
 

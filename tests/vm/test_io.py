@@ -36,7 +36,7 @@ def test_be_is_limited_at_the_disk_that_ls_waits_for_and_all_is_given_back(readi
     guest.configure(ENFORCE)
     guest.sh("systemctl start qosd")
 
-    guest.until(f"grep -q '^{disk} rbps=[0-9]' {IO_MAX}", seconds=120)
+    guest.until(f'grep -q "^{disk} rbps=[0-9]" {IO_MAX}', seconds=120)
     status = guest.status_when(
         lambda status: any(
             each["file"] == f"io.max {disk}" and each["state"] == "in-force" for each in status["settings"]
@@ -52,7 +52,7 @@ def test_be_is_limited_at_the_disk_that_ls_waits_for_and_all_is_given_back(readi
     assert json.loads(said)[0]["settings"][0]["file"] == f"io.max {disk}"
 
     guest.sh("systemctl stop test-ls-reader")
-    guest.until(f"! grep -q '^{disk} ' {IO_MAX}", seconds=240)
+    guest.until(f'! grep -q "^{disk} " {IO_MAX}', seconds=240)
     assert f"7:0 {THEIRS}" in guest.read("be.slice/io.max")
     guest.sh("systemctl stop qosd")
     after = guest.values()
@@ -67,7 +67,7 @@ def test_after_sigkill_the_line_of_ours_goes_and_that_of_the_operator_stays(read
     guest.configure(ENFORCE)
     guest.drop_in("[Service]\nRestart=no\n")
     guest.sh("systemctl start qosd")
-    guest.until(f"grep -q '^{disk} rbps=[0-9]' {IO_MAX}", seconds=120)
+    guest.until(f'grep -q "^{disk} rbps=[0-9]" {IO_MAX}', seconds=120)
 
     guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
     guest.until("systemctl is-failed -q qosd")
