@@ -110,7 +110,8 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        if config.workload != self.config.workload or config.sense != self.config.sense:
+        sensed = [(each.workload, each.sense, each.window) for each in (config, self.config)]
+        if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
         self.note_network(self.egress.reconfigure(config))
@@ -277,6 +278,7 @@ class Engine:
             sensors=self._sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),
         )

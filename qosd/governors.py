@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, cpuset, weight
-from qosd.io import latency as io_latency
-from qosd.io import limits as io_limits
-from qosd.io import weight as io_weight
+from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
+from qosd.cpu.view import CpuView
+from qosd.io import decide as io
 from qosd.memory import oom
 from qosd.model import Snapshot, Tier
 from qosd.plan import Desired
@@ -20,6 +19,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "cpu.max"): "cpu.bandwidth",
     (Tier.BE, "cpu.max.burst"): "cpu.bandwidth",
     (Tier.BE, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpu.max"): "cpu.burst",
+    (Tier.LS, "cpu.max.burst"): "cpu.burst",
     (Tier.BE, "memory.oom.group"): "memory.oom",
     (Tier.LS, "io.weight"): "io.weight",
     (Tier.LS, "io.bfq.weight"): "io.weight",
@@ -39,27 +41,31 @@ class State(msgspec.Struct, frozen=True, gc=False):
     allowance: allowance.State = allowance.State()
     bandwidth: bandwidth.State = bandwidth.State()
     cpuset: cpuset.State = cpuset.State()
-    io_limits: io_limits.State = io_limits.State()
+    pools: pools.State = pools.State()
+    overruns: overrun.State = {}
+    burst: burst.State = burst.State()
+    io: io.State = io.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
+    cpu: CpuView = CpuView()
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
+    config, opened = windows.apply(config, now)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, state.bandwidth)
-    cpuset_state, masks = cpuset.decide(config, now, granted, state.cpuset)
-    io_state, io_maxes = io_limits.decide(config, prev, now, state.io_limits)
-    desired = (
-        *weight.decide(config, now),
-        *limits,
-        *masks,
-        *oom.decide(config, now),
-        *io_weight.decide(config, now),
-        *io_latency.decide(config, now),
-        *io_maxes,
-    )
-    state = State(allowance_state, bandwidth_state, cpuset_state, io_limits=io_state)
-    return state, Decision(desired, granted)
+    granted = windows.explained(granted, opened)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
+    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
+    overruns = overrun.decide(prev, now, state.overruns)
+    asked = cpuset.Asked(granted, budgets, overruns)
+    cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
+    burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    io_state, ios = io.decide(config, prev, now, state.io)
+    desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
+    following = State(allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state)
+    following = msgspec.structs.replace(following, io=io_state)
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
+    return following, Decision(desired, granted, view)

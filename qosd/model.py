@@ -106,6 +106,13 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
         return self.files.get(file)
 
 
+class Topology(msgspec.Struct, frozen=True, gc=False):
+    """The online CPUs as the hardware has them: by core (SMT siblings) and by NUMA node."""
+
+    cores: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[int, ...], ...]
+
+
 class HostSample(msgspec.Struct, frozen=True, gc=False):
     """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
 
@@ -121,6 +128,9 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
+    cpus_busy_usec: dict[int, int] | None = None
+    """busy_usec of each online CPU: the cpuN lines of /proc/stat."""
+    topology: Topology | None = None
 
 
 class Feed(msgspec.Struct, frozen=True, gc=False):
@@ -151,6 +161,9 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    wall_usec: int | None = None
+    local_minutes: dict[str, int] = {}
+    """By time zone of a `[[window]]`: what a clock on the wall there shows, in minutes since Monday 00:00."""
     disks: tuple[str, ...] = ()
     """Whole disks (MAJ:MIN) under the mounted filesystems; looked for only while a governor needs them."""
     feeds: tuple[Feed, ...] = ()

@@ -24,24 +24,39 @@ class HostCpu(NamedTuple):
     busy_usec: int
     steal_usec: int
     nr_cpus: int
+    cpus_busy_usec: dict[int, int]
+    """The same of each CPU."""
 
 
 def parse_stat(raw: bytes, ticks_per_second: int) -> HostCpu:
     """The cpu lines of /proc/stat. iowait is idle time; steal was never this host's to use."""
+    usec = 1_000_000 // ticks_per_second
     lines = raw.split(b"\n")
-    fields = lines[0].split()
-    if len(fields) <= _FIELDS or fields[0] != b"cpu" or not all(map(_is_count, fields[1:])):
-        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1 : _FIELDS + 1])
-    nr_cpus = 0
-    for line in lines[1:]:
+    busy, steal = _parse_cpu_line(lines[0], b"cpu", raw)
+    cpus: dict[int, int] = {}
+    for line in lines[1:-1]:  # the last one has no end: cut, or empty
         if not line.startswith(b"cpu"):
             break
-        nr_cpus += 1
-    if nr_cpus == 0:
-        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
-    usec = 1_000_000 // ticks_per_second
-    return HostCpu((user + nice + system + irq + softirq) * usec, steal * usec, nr_cpus)
+        number = line[3:].partition(b" ")[0]
+        if not _is_count(number):
+            raise _malformed_stat(raw)
+        cpus[int(number)] = _parse_cpu_line(line, b"cpu" + number, raw)[0] * usec
+    if not cpus:
+        raise _malformed_stat(raw)
+    return HostCpu(busy * usec, steal * usec, len(cpus), cpus)
+
+
+def _parse_cpu_line(line: bytes, name: bytes, raw: bytes) -> tuple[int, int]:
+    """Busy and stolen ticks."""
+    fields = line.split()
+    if len(fields) <= _FIELDS or fields[0] != name or not all(map(_is_count, fields[1:])):
+        raise _malformed_stat(raw)
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1 : _FIELDS + 1])
+    return user + nice + system + irq + softirq, steal
+
+
+def _malformed_stat(raw: bytes) -> Malformed:
+    return Malformed("/proc/stat", raw[:80].decode("latin-1"))
 
 
 class Meminfo(NamedTuple):

@@ -7,6 +7,7 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.cpu.view import CpuView
 from qosd.files import Key, value_of
 from qosd.governors import Decision
 from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
@@ -112,6 +113,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    cpu: CpuView = CpuView()
     feeds: tuple[Feed, ...] = ()
     """What each `[[signal]]`, and each signal of a policy, last said."""
     policies: tuple[PolicyStatus, ...] = ()

@@ -12,6 +12,11 @@ from typing import Any
 import msgspec
 
 from qosd.control import Server
+from qosd.cpu.burst import BurstView
+from qosd.cpu.overrun import OverrunView
+from qosd.cpu.pools import PoolView
+from qosd.cpu.view import CpuView
+from qosd.cpu.windows import WindowView
 from qosd.model import Pressure, Stall, Tier
 from qosd.net.status import ClassStatus, EgressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
@@ -106,6 +111,18 @@ NET = NetView(
     egress=(EgressStatus("be.slice", "batch", "be", "a001:30", 2 * 10**8, 9 << 20, 9000, 1.5e8),),
     netlink_requests=12,
 )  # fmt: skip
+
+
+CPU = CpuView(
+    windows=(WindowView("night", "Europe/Berlin", 7 * 60 + 5, "target 100 %"),),
+    pools=(
+        PoolView("front", 0, "ls", ("ls.slice",), 3.0, 1.2, 30, 50, "load 40 % of 3.00 CPUs, band 30-50 %"),
+        PoolView("batch", 2, "be", ("be.slice",), 1.0, 1.0, 50, 80, "load 100 % of 1.00 CPUs", ("be.slice",)),
+        PoolView("empty", 2, None, (), None, None, 50, 80, "no workload of it is here"),
+    ),
+    bursts=(BurstView("web", "ls.slice", 1.0, 1.44, 62.0, "throttled in 30 % of its periods"),),
+    ineffective=(OverrunView("batch", "be.slice", 0.2, 0.95),),
+)
 
 
 def records() -> tuple[DecisionRecord, ...]:

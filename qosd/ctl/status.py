@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, network, screen, signals
+from qosd.ctl import client, cpu, network, screen, signals
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -50,6 +50,8 @@ def render(status: Status, now: float, width: int) -> Group:
         Text(),
         *_settings(status, width),
     ]
+    if extra := list(cpu.section(status.cpu)):
+        parts += [Text(), *extra]
     if status.feeds:
         parts += [Text(), signals.table(status.feeds, max(now - status.time, 0.0))]
     if status.net is not None:

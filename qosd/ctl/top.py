@@ -245,7 +245,7 @@ def _print(socket: str, count: int | None, *, json: bool) -> None:
 
 def _watch(socket: str, count: int | None) -> None:
     history: deque[Moment] = deque(maxlen=_HISTORY)
-    console = screen.console()
+    console = Console(highlight=False, markup=False, emoji=False)  # of the size that the terminal has now
     seen = 0
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while count is None or seen < count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from qosd.model import DiskIo, Snapshot, Tier, Workload
+from qosd.stalls import waited
 
 
 class Rates(msgspec.Struct, frozen=True, gc=False):
@@ -61,10 +62,8 @@ def waited_pct(prev: Snapshot | None, now: Snapshot, workload: Workload) -> floa
     elapsed = elapsed_usec(prev, now)
     if before is None or elapsed is None:
         return None
-    old, new = before.sample.io_pressure, workload.sample.io_pressure
-    if old is None or new is None or new.some.total < old.some.total:
-        return None
-    return min((new.some.total - old.some.total) / elapsed * 100, 100.0)
+    share = waited(before.sample.io_pressure, workload.sample.io_pressure, elapsed)
+    return None if share is None else share * 100
 
 
 def rates(prev: Snapshot | None, now: Snapshot, workload: Workload, device: str) -> Rates | None:

@@ -240,8 +240,19 @@ def test_a_pressure_file_with_a_hole_is_malformed(raw: bytes) -> None:
 def test_neither_iowait_nor_steal_is_use() -> None:
     """user + nice + system + irq + softirq, in microseconds; guest time is inside user already."""
     assert procfs.parse_stat(STAT, 100) == procfs.HostCpu(
-        busy_usec=(10 + 20 + 30 + 60 + 70) * 10_000, steal_usec=80 * 10_000, nr_cpus=1
+        busy_usec=(10 + 20 + 30 + 60 + 70) * 10_000,
+        steal_usec=80 * 10_000,
+        nr_cpus=1,
+        cpus_busy_usec={0: (5 + 10 + 15 + 30 + 35) * 10_000},
     )
+
+
+def test_each_cpu_that_is_online_has_its_own_line_and_a_cut_one_is_none() -> None:
+    """An offline CPU has no line; a read of a size leaves the last line without its end."""
+    raw = STAT.split(b"intr")[0] + b"cpu5 1 1 1 1 1 1 1 1 0 0\ncpu6 1 1 1 1 1 1 1 1 0"
+
+    assert procfs.parse_stat(raw, 100).cpus_busy_usec.keys() == {0, 5}
+    assert procfs.parse_stat(raw, 100).nr_cpus == 2
 
 
 @pytest.mark.parametrize("raw", [b"", b"cpu 1 2 3\n", b"cpux 1 2 3 4 5 6 7 8\ncpu0\n", STAT.split(b"\n")[0]])
