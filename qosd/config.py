@@ -21,6 +21,8 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.ebpf import Ebpf
+from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.io import Io
 from qosd.schema.io import check as check_io
 from qosd.schema.pools import Pool
@@ -99,6 +101,7 @@ class Config(Section, frozen=True):
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
+    ebpf: Ebpf = Ebpf()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
@@ -175,6 +178,7 @@ def _check_together(config: Config) -> None:
         or check_cpu(config.cpu)
         or check_io(config.io)
         or check_net(config.net)
+        or check_ebpf(config.ebpf)
         or check_pools(config.pool)
         or check_windows(config.window)
         or _check_cpu_of_workloads(config)

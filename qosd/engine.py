@@ -16,10 +16,12 @@ from qosd.disks import Disks
 from qosd.egress import Change, Egress
 from qosd.feeds import Feeds
 from qosd.files import Key
+from qosd.interference.baseline import runq_thresholds
 from qosd.journal import Journal
 from qosd.model import Snapshot, Tier
 from qosd.plan import Ledger, Now, Plan, diff
 from qosd.policies import Policies
+from qosd.probes import Probes
 from qosd.schema.io import wants_disks
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
@@ -83,11 +85,13 @@ class Engine:
         self._sys = sys
         self._root_fd = root_fd
         self._host = host
+        host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.probes = Probes(config)
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
         self.disks = Disks(sys, host.proc, host.sysfs)
@@ -114,7 +118,9 @@ class Engine:
         if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
+        self.probes.reconfigure(config)
         if config.signal != self.config.signal:
             self.feeds.reconfigure(config.signal)
         self.config = config
@@ -140,6 +146,7 @@ class Engine:
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
+        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
         if wants_disks(self.config.io):
             now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
@@ -157,7 +164,12 @@ class Engine:
         self._note(report)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
+        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
+        built = msgspec.structs.replace(
+            self._status(prev, now, decision, plan, report, files),
+            net=net,
+            ebpf=self.probes.view(now, decision.readings),
+        )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -210,6 +222,7 @@ class Engine:
 
     def close(self) -> None:
         self.note_network(self.egress.close())
+        self.probes.close()
         self.feeds.close()
         self.policies.close()
         self._sensor.close()

@@ -7,6 +7,7 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
 from qosd.cpu.view import CpuView
+from qosd.interference import baseline
 from qosd.io import decide as io
 from qosd.memory import oom
 from qosd.model import Snapshot, Tier
@@ -44,6 +45,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     pools: pools.State = pools.State()
     overruns: overrun.State = {}
     burst: burst.State = burst.State()
+    baseline: baseline.State = baseline.State()
     io: io.State = io.State()
 
 
@@ -51,6 +53,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
     cpu: CpuView = CpuView()
+    readings: tuple[baseline.Reading, ...] = ()
+    """How LS does by what the probes count."""
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
@@ -59,13 +63,16 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     granted = windows.explained(granted, opened)
     pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
     bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
-    overruns = overrun.decide(prev, now, state.overruns)
+    overruns = overrun.decide(config, prev, now, state.overruns)
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     io_state, ios = io.decide(config, prev, now, state.io)
     desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
-    following = State(allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state)
+    following = State(
+        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+    )
     following = msgspec.structs.replace(following, io=io_state)
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, granted, view)
+    return following, Decision(desired, granted, view, readings)

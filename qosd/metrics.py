@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from qosd import cpumetrics, exposition, metrics_io
+from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
     CounterMetricFamily,
@@ -78,6 +79,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from metrics_io.collect(status, now)
     if status.net is not None:
         yield from network.collect(status.net)
+    if status.ebpf is not None:
+        yield from probes.collect(status.ebpf)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

@@ -8,6 +8,7 @@ from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
 from qosd.cpu.view import CpuView
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key, value_of
 from qosd.governors import Decision
 from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
@@ -114,6 +115,7 @@ class Status(msgspec.Struct, frozen=True):
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
     cpu: CpuView = CpuView()
+    ebpf: ProbesView | None = None
     feeds: tuple[Feed, ...] = ()
     """What each `[[signal]]`, and each signal of a policy, last said."""
     policies: tuple[PolicyStatus, ...] = ()

@@ -30,10 +30,34 @@ _HISTORY = 300
 _LABEL = 14
 _LATE_SECONDS = 0.05  # a tick is on show a little after its time
 _AGAIN_SECONDS = 0.25
-_WORKLOADS, _SIGNALS = 8, 4
+_WORKLOADS, _SIGNALS, _VERDICTS = 8, 4, 2
 _RECORDS = 50
 _DECISIONS_FROM = 3  # rows that a list of decisions needs to be worth its heading
 _QUIT = frozenset("qQ\x03\x04")
+
+
+class _Rung(msgspec.Struct):
+    kind: str
+    rung: str
+
+
+class _Verdict(msgspec.Struct):
+    text: str
+
+
+class _Record(msgspec.Struct):
+    verdict: _Verdict
+
+
+class Answers(msgspec.Struct):
+    """What is done about interference, as far as it is shown here."""
+
+    rungs: tuple[_Rung, ...] = ()
+    verdicts: tuple[_Record, ...] = ()
+
+
+class _Document(msgspec.Struct):
+    interference: Answers | None = None
 
 
 class Moment(NamedTuple):
@@ -49,6 +73,7 @@ class View(NamedTuple):
     status: Status
     records: tuple[DecisionRecord, ...]
     history: tuple[Moment, ...]
+    answers: Answers | None = None
 
 
 def moment(status: Status) -> Moment:
@@ -79,6 +104,7 @@ def render(view: View, now: float, width: int, height: int) -> Group:
     parts: list[RenderableType] = [whole.headline(status, now), *whole.warnings(status, now)]
     parts += [whole.cpu_bar(status, width), _allowed(status), Text(), *_courses(view, width), Text()]
     parts.append(_workloads(status, width))
+    parts += _interference(view)
     if status.feeds:
         parts += [Text(), signals.table(status.feeds[:_SIGNALS], max(now - status.time, 0.0))]
     console = Console(width=width, highlight=False, markup=False, emoji=False)
@@ -175,6 +201,33 @@ def _workloads(status: Status, width: int) -> RenderableType:
     return Group(table, *([Text(f"and {more} more")] if more > 0 else []))
 
 
+def _interference(view: View) -> list[RenderableType]:
+    """How long tasks of LS wait for a CPU, how far the answers have gone, and who is said to suffer."""
+    lines: list[RenderableType] = []
+    probes = view.status.ebpf
+    waits = (
+        [each for each in probes.latencies if each.signal == "runq" and each.tier == "ls"] if probes else []
+    )
+    if known := [each for each in waits if each.p99_usec is not None]:
+        words = (f"{each.workload} {each.p99_usec:.0f} us{' !' if each.breach else ''}" for each in known)
+        lines.append(_labelled("Run queue p99", "  ".join(words)))
+    if view.answers is not None:
+        rungs = "  ".join(f"{each.kind} {each.rung}" for each in view.answers.rungs)
+        if rungs:
+            lines.append(_labelled("Rungs", rungs))
+        lines += [
+            _labelled("Verdict", record.verdict.text, "bold yellow")
+            for record in view.answers.verdicts[:_VERDICTS]
+        ]
+    return [Text(), *lines] if lines else []
+
+
+def _labelled(label: str, text: str, style: str = "") -> Text:
+    line = Text.assemble((label.ljust(_LABEL), "bold"), (f"  {text}", style))
+    line.no_wrap, line.overflow = True, "crop"
+    return line
+
+
 def _pressures(workload: WorkloadStatus) -> tuple[Pressure | None, ...]:
     return workload.cpu_pressure, workload.memory_pressure, workload.io_pressure
 
@@ -253,7 +306,8 @@ def _watch(socket: str, count: int | None) -> None:
                 for answer in ticks(socket, _pressed):
                     status = msgspec.json.decode(answer, type=Status)
                     history.append(moment(status))
-                    view = View(status, decisions.fetch(socket, _RECORDS), tuple(history))
+                    answers = msgspec.json.decode(answer, type=_Document).interference
+                    view = View(status, decisions.fetch(socket, _RECORDS), tuple(history), answers)
                     live.update(render(view, time.time(), console.width, console.height), refresh=True)
                     seen += 1
                     if seen == count:

@@ -288,6 +288,9 @@ class TestTopology:
 
     def test_cores_and_nodes_are_found(self, tmp_path: Path) -> None:
         host, _ = self.host(tmp_path)
+        assert host.sample({}).cpus_busy_usec is None, "nobody asks"
+        host.follow(decode('[cpu.cpuset]\nmode = "always"'))
+        rewrite(tmp_path / "proc/stat", "cpu  2 1 1 1 1 1 1 1 0 0\ncpu0 2 1 1 1 1 1 1 1 0 0\n")
         sample = host.sample({})
 
         assert sample.topology == Topology(((0, 2), (1, 3)), ((0, 2), (1, 3)))

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from qosd.ctl import top
 from qosd.ctl.main import cli
+from qosd.ebpf.status import Latency, ProbesView
 from qosd.model import Feed
 
 FEEDS = (
@@ -28,14 +29,17 @@ FEEDS = (
 )
 
 
+def printed(view: top.View, width: int, height: int) -> list[str]:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=width, height=height, record=True, file=nowhere)
+        console.print(top.render(view, NOW, width, height))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
 def shown(width: int, height: int, **changes: object) -> list[str]:
     status = canned(**changes)
     history = tuple(top.Moment(n % 4, 1.0, 2.0, 5.0) for n in range(200))
-    view = top.View(status, records(), history)
-    console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 - nobody reads it
-    console.print(top.render(view, NOW, width, height))
-    console.file.close()
-    return console.export_text().splitlines()
+    return printed(top.View(status, records(), history), width, height)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (60, 10), (300, 100)])
@@ -63,6 +67,22 @@ def test_eighty_by_twenty_four_shows_tiers_allowance_waits_signals_and_decisions
         "be.slice cpu.max: 19000 10000 -> 21000 10000",
     ):
         assert part in screen, screen
+
+
+def test_run_queue_waits_rungs_and_verdicts_are_shown_where_there_are_any() -> None:
+    waits = (
+        Latency("ls.slice", "web", "ls", "runq", 900, 40.0, 1234.6, 1000.0, breach=True),
+        Latency("be.slice", "batch", "be", "runq", 900, 40.0, 9999.0),
+        Latency("ls.slice", "web", "ls", "blkio", 9, 40.0, 7777.0),
+    )
+    status = canned(ebpf=ProbesView("libbpf", None, (), waits))
+    text = b'{"rungs": [{"kind": "cpu", "rung": "quota"}], "verdicts": [{"verdict": {"text": "web waits"}}]}'
+    view = top.View(status, records(), (), msgspec.json.decode(text, type=top.Answers))
+
+    lines = printed(view, 80, 24)
+    assert "Run queue p99   web 1235 us !" in lines
+    assert "Rungs           cpu quota" in lines
+    assert "Verdict         web waits" in lines
 
 
 def test_a_course_is_one_character_a_tick_and_the_unknown_is_not_zero() -> None:

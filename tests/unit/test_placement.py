@@ -331,6 +331,12 @@ def test_real_time_be_that_its_limit_does_not_hold_is_kept_to_few_cpus_and_said(
     assert plant.tick(ticks=overrun._FORGET_TICKS + 3, web=7.5, batch=0.1) == {}
 
 
+def test_a_limit_that_is_not_ours_is_not_ours_to_make_good() -> None:
+    plant = Plant(TIERS, batch={"cpu.max": "50000 100000"})
+
+    assert plant.tick(ticks=20, web=1.0, batch=4.0) == {}
+
+
 @pytest.mark.parametrize("batch", [0.5, 0.7, 0.74])
 def test_be_that_is_held_by_its_limit_is_not_taken_for_real_time(batch: float) -> None:
     plant = Plant(QUOTA + TIERS)
