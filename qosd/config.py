@@ -21,6 +21,8 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.ebpf import Ebpf
+from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.pools import Pool
 from qosd.schema.pools import check as check_pools
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
@@ -93,6 +95,7 @@ class Config(Section, frozen=True):
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
+    ebpf: Ebpf = Ebpf()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
@@ -167,6 +170,7 @@ def _check_together(config: Config) -> None:
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
         or check_net(config.net)
+        or check_ebpf(config.ebpf)
         or check_pools(config.pool)
         or check_windows(config.window)
         or _check_cpu_of_workloads(config)

@@ -105,6 +105,7 @@ class Daemon:
             self._tick()
             notify("READY=1")
             self._serve_metrics()
+            self._open_probes(root_is_the_kernels=self._paths.cgroup_root is None)
             self._loop(epoll, wakeup, server)
         finally:
             notify("STOPPING=1")
@@ -122,15 +123,16 @@ class Daemon:
         interval = int(self._engine.config.interval)
         deadline = self._now_usec() + interval
         while not self._stopping:
-            self._watch_network(epoll)
+            self._watch(epoll, self._engine.egress.fileno())
+            self._watch(epoll, self._engine.probes.fileno())
             wait = max(deadline - self._now_usec(), 0) / 1e6
             for fd, events in epoll.poll(wait):
                 if fd == wakeup.fileno():
                     self._on_signals(wakeup.recv(64))
                 elif server.owns(fd):
                     server.on_event(fd, events, self._now_usec())
-                elif fd == self._engine.egress.fileno():
-                    self._engine.note_network(self._engine.egress.on_readable(self._now_usec()))
+                else:
+                    self._on_kernel(fd)
             now = self._now_usec()
             server.expire(now)
             if now >= deadline and not self._stopping:
@@ -142,9 +144,22 @@ class Daemon:
                 interval = int(self._engine.config.interval)
                 deadline = self._next_deadline(deadline, interval)
 
-    def _watch_network(self, epoll: select.epoll) -> None:
-        """It opens and closes with the configuration; the kernel forgets a closed one by itself."""
-        fd = self._engine.egress.fileno()
+    def _on_kernel(self, fd: int) -> None:
+        """News from the kernel between two ticks."""
+        engine = self._engine
+        if fd == engine.egress.fileno():
+            engine.note_network(engine.egress.on_readable(self._now_usec()))
+        elif fd == engine.probes.fileno():
+            engine.probes.events()
+
+    def _open_probes(self, *, root_is_the_kernels: bool) -> None:
+        """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
+        if root_is_the_kernels:
+            self._engine.probes.open()
+            self._log()
+
+    def _watch(self, epoll: select.epoll, fd: int | None) -> None:
+        """They open and close with the configuration; the kernel forgets a closed one by itself."""
         if fd is not None:
             with contextlib.suppress(FileExistsError):
                 epoll.register(fd, select.EPOLLIN)
@@ -178,6 +193,9 @@ class Daemon:
             if record.id > self._logged:
                 self._logged = record.id
                 log_record(record)
+        for line in self._engine.probes.news:
+            log.info("%s", line)
+        self._engine.probes.news.clear()
         if self._engine.journal_error is not None:
             log.error("nothing is written: %s", self._engine.journal_error)
 

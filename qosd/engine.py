@@ -13,9 +13,11 @@ from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.egress import Change, Egress
 from qosd.files import Key
+from qosd.interference.baseline import runq_thresholds
 from qosd.journal import Journal
 from qosd.model import Snapshot
 from qosd.plan import Ledger, Now, Plan, diff
+from qosd.probes import Probes
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -84,6 +86,7 @@ class Engine:
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.probes = Probes(config)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -109,6 +112,7 @@ class Engine:
             self._sensor = self._new_sensor(config)
         self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
+        self.probes.reconfigure(config)
         self.config = config
 
     @property
@@ -132,6 +136,7 @@ class Engine:
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
+        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -145,7 +150,12 @@ class Engine:
         self._note(report)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
+        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
+        built = msgspec.structs.replace(
+            self._status(prev, now, decision, plan, report, files),
+            net=net,
+            ebpf=self.probes.view(now, decision.readings),
+        )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -198,6 +208,7 @@ class Engine:
 
     def close(self) -> None:
         self.note_network(self.egress.close())
+        self.probes.close()
         self._sensor.close()
         self._host.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ebpf.status import ProbeStatus
 from qosd.host import HostFacts
 from qosd.model import Tier
 
@@ -80,9 +81,12 @@ class Facts(msgspec.Struct, frozen=True):
     unit_capabilities: frozenset[str] | None = None
     btf: bool = False
     libbpf: bool = False
+    bcc: bool = False
     pmu: bool = False
     htb: bool | None = None
     clock_source: str | None = None
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
     uplinks: tuple[UplinkFacts, ...] = ()
+    probes: tuple[ProbeStatus, ...] | None = None
+    """As the running daemon says; None: no daemon to ask."""

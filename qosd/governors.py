@@ -7,6 +7,7 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
 from qosd.cpu.view import CpuView
+from qosd.interference import baseline
 from qosd.model import Snapshot, Tier
 from qosd.plan import Desired
 
@@ -35,12 +36,15 @@ class State(msgspec.Struct, frozen=True, gc=False):
     pools: pools.State = pools.State()
     overruns: overrun.State = {}
     burst: burst.State = burst.State()
+    baseline: baseline.State = baseline.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
     cpu: CpuView = CpuView()
+    readings: tuple[baseline.Reading, ...] = ()
+    """How LS does by what the probes count."""
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
@@ -53,7 +57,10 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     desired = (*weight.decide(config, now), *limits, *masks, *lent)
-    following = State(allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state)
+    following = State(
+        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+    )
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, granted, view)
+    return following, Decision(desired, granted, view, readings)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from qosd import cpumetrics, exposition
+from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
     CounterMetricFamily,
@@ -77,6 +78,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from cpumetrics.collect(status.cpu)
     if status.net is not None:
         yield from network.collect(status.net)
+    if status.ebpf is not None:
+        yield from probes.collect(status.ebpf)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

@@ -11,6 +11,8 @@ from typing import ClassVar, NewType
 
 import msgspec
 
+from qosd.ebpf.histogram import Histogram
+
 CgroupId = NewType("CgroupId", int)
 """A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
 
@@ -122,6 +124,58 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     topology: Topology | None = None
 
 
+class Breach(msgspec.Struct, frozen=True, gc=False):
+    """Word between two ticks that an LS workload suffers: what `Engine.react` takes, from whatever saw it.
+
+    The five first fields are the messenger's; the rest is evidence that the engine adds.
+    """
+
+    victim: CgroupId
+    signal: str
+    """As `cpu.pressure some`, with the unit of value and threshold where it is not microseconds."""
+    value: float
+    threshold: float
+    at_usec: int
+    """CLOCK_MONOTONIC."""
+    source: str = "psi"
+    window_usec: int = 0
+    """How far back from `at_usec` the signal looks."""
+    throttled_usec: int | None = None
+    """How long the victim was held by limits of its own (cpu.max) meanwhile. None: unknown."""
+    be_cores: float | None = None
+    """CPUs that BE used meanwhile. None: unknown."""
+
+
+class Preemptor(msgspec.Struct, frozen=True, gc=False):
+    """Who had the CPU that a workload waited for, and how long."""
+
+    cgroup: CgroupId
+    """The running task's own cgroup: it names the job."""
+    root: CgroupId | None
+    """Its workload; None: in none."""
+    ns: int
+    count: int
+
+
+class Probed(msgspec.Struct, frozen=True, gc=False):
+    """What the eBPF probes counted for a workload since they were last read. None: the probe does not run."""
+
+    id: CgroupId
+    runq: Histogram | None = None
+    """Waits for a CPU that ended. A task that its own cpu.max holds back waits too."""
+    preemptors: tuple[Preemptor, ...] = ()
+    """Of the longer waits; the largest share first."""
+    idle_ns: int = 0
+    unknown_ns: int = 0
+    breaches: int = 0
+    reclaim: Histogram | None = None
+    """Stalls in direct reclaim: the host was short of memory."""
+    reclaim_memcg: Histogram | None = None
+    """Stalls at memory.high or memory.max, their own or above, or in memory.reclaim."""
+    blkio: Histogram | None = None
+    """Block reads and writes, from allocation to completion."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """Everything one tick saw. Rates come only from two of these."""
 
@@ -139,6 +193,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     wall_usec: int | None = None
     local_minutes: dict[str, int] = {}
     """By time zone of a `[[window]]`: what a clock on the wall there shows, in minutes since Monday 00:00."""
+    events: tuple[Breach, ...] = ()
+    """What was reported since the last snapshot, in order."""
+    probed: tuple[Probed, ...] = ()
+    """Intervals and not counters, unlike all else: what an LRU map threw out has no earlier value."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:

@@ -8,6 +8,7 @@ from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
 from qosd.cpu.view import CpuView
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
@@ -111,6 +112,7 @@ class Status(msgspec.Struct, frozen=True):
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
     cpu: CpuView = CpuView()
+    ebpf: ProbesView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:

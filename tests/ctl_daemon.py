@@ -17,6 +17,7 @@ from qosd.cpu.overrun import OverrunView
 from qosd.cpu.pools import PoolView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import WindowView
+from qosd.ebpf.status import Latency, ProbeStatus, ProbesView
 from qosd.model import Pressure, Stall, Tier
 from qosd.net.status import ClassStatus, EgressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
@@ -181,3 +182,22 @@ def _loop(epoll: select.epoll, server: Server, stop: threading.Event) -> None:
         for fd, events in epoll.poll(0.02):
             if server.owns(fd):
                 server.on_event(fd, events, int(time.monotonic() * 1e6))
+
+
+EBPF = ProbesView(
+    loader="libbpf",
+    why=None,
+    probes=(
+        ProbeStatus("runq", "attached", None, 0.123),
+        ProbeStatus("reclaim", "absent", "reclaim: this kernel has no mm_vmscan_direct_reclaim_begin"),
+        ProbeStatus("blkio", "attached"),
+    ),
+    latencies=(
+        Latency("be.slice", "batch", "be", "runq", 9, 500.0, 90_000.0),
+        Latency("ls.slice", "web", "ls", "runq", 1200, 12.0, 7400.0, 5000.0, None, cold=True, breach=True),
+        Latency("ls.slice", "web", "ls", "blkio", 3, 500.0, 900.0, 5000.0, 1600.0, cold=False),
+        Latency("ls.slice", "web", "ls", "reclaim", 0, None, None, 10_000.0),
+    ),
+    breaches={"be": 3},
+    lost_events=4,
+)

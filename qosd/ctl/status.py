@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, cpu, network, screen
+from qosd.ctl import client, cpu, network, probes, screen
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -52,6 +52,8 @@ def render(status: Status, now: float, width: int) -> Group:
     ]
     if extra := list(cpu.section(status.cpu)):
         parts += [Text(), *extra]
+    if status.ebpf is not None and any(each.count for each in status.ebpf.latencies):
+        parts += [Text(), *probes.section(status.ebpf)]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
     if status.refused:
@@ -68,6 +70,8 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
         sentence, colon, formula = be.reason.text.partition(": ")
         grid.add_row("Allowed", Text.assemble((sentence, "bold blue"), f"{colon}{formula}"))
     grid.add_row("Sensors", _sensors(status, now))
+    if status.ebpf is not None:
+        grid.add_row("Probes", probes.detection(status.ebpf))
     return grid
 
 

@@ -117,6 +117,31 @@ RANGES = [
     ("net.release_ticks", ["2", "1000"], ["1"]),
     ("net.dscp_be", ['"CS1"', '"63"'], ['"CS9"', '"64"']),
     ("net.dscp_ls", ['"EF"'], ['""', '"af41"']),
+    (
+        "ebpf.probes",
+        [
+            '"auto"',
+            '"off"',
+            '["runq", "blkio"]',
+        ],
+        ['"all"', "[]"],
+    ),
+    ("ebpf.loader", ['"auto"', '"libbpf"', '"bcc"'], ['"bpftrace"']),
+    ("ebpf.max_overhead_pct", ["0.01", "100"], ["0", "-1", "101"]),
+    ("ebpf.overhead_window", ['"1s"', '"10min"'], ['"999ms"', '"11min"']),
+    ("ebpf.blame_floor", ['"0us"', '"1s"'], ['"2s"']),
+    ("ebpf.event_gap", ['"0us"', '"1min"'], ['"61s"']),
+    ("ebpf.max_pairs", ["256", "1000000"], ["255", "1000001"]),
+    ("ebpf.baseline.quiet_pct", ["0", "100"], ["-1", "101"]),
+    ("ebpf.baseline.quantile", ["0.5", "0.999"], ["0", "1"]),
+    ("ebpf.baseline.factor", ["1", "1000"], ["0.9", "1001"]),
+    ("ebpf.baseline.half_life", ['"1min"', '"720h"'], ['"59s"', '"721h"']),
+    ("ebpf.baseline.min_learned", ["1", "1000000"], ["0"]),
+    ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
+    *(
+        (f"ebpf.baseline.{name}", ['"1us"', '"1min"'], ['"0us"', '"2min"'])
+        for name in ("runq_floor", "runq_cold", "reclaim_floor", "reclaim_cold", "blkio_floor", "blkio_cold")
+    ),
     ("net.forwarded_mark", ["0x1", "0x80000000"], ["0", "0x3", "0x100000000"]),
 ]
 
