@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from qosd.errors import Malformed
+from qosd.files import interface_file
+from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
+from qosd.memsample import MemoryEvents, MemoryStat
 from qosd.model import (
     MAX,
     CpuIdle,
@@ -16,12 +19,15 @@ from qosd.model import (
     CpusetCpus,
     CpuStat,
     CpuWeight,
+    IoBfqWeight,
+    IoLatency,
+    IoMax,
+    IoWeight,
     Max,
-    MemoryEvents,
     MemoryHigh,
     MemoryLow,
     MemoryMin,
-    MemoryStat,
+    MemoryOomGroup,
     Setting,
 )
 from qosd.topology import format_cpulist, parse_cpulist
@@ -77,6 +83,20 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
+_COUNTS: dict[str, type[CpuMaxBurst | CpuWeight]] = {"cpu.max.burst": CpuMaxBurst, "cpu.weight": CpuWeight}
+_FLAGS: dict[str, type[CpuIdle | MemoryOomGroup]] = {
+    "cpu.idle": CpuIdle,
+    "memory.oom.group": MemoryOomGroup,
+}
+
+
+def _parse_cpu_max(raw: bytes) -> CpuMax:
+    fields = raw.split()
+    if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
+        raise Malformed("cpu.max", raw.decode("latin-1"))
+    return CpuMax(parse_limit(fields[0], "cpu.max"), parse_count(fields[1], "cpu.max"))
+
+
 _MEMORY_SIZES = (
     b"anon",
     b"file",
@@ -125,19 +145,16 @@ def parse_memory_events(raw: bytes) -> MemoryEvents:
 
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
+    if interface_file(file) in IO_FILES:
+        return parse_io_setting(file, text)
     raw = text.encode("latin-1", "replace")
     match file:
         case "cpu.max":
-            fields = raw.split()
-            if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
-                raise Malformed(file, text)
-            return CpuMax(parse_limit(fields[0], file), parse_count(fields[1], file))
-        case "cpu.max.burst":
-            return CpuMaxBurst(parse_count(raw, file))
-        case "cpu.weight":
-            return CpuWeight(parse_count(raw, file))
-        case "cpu.idle":
-            return CpuIdle(bool(parse_count(raw, file)))
+            return _parse_cpu_max(raw)
+        case "cpu.max.burst" | "cpu.weight":
+            return _COUNTS[file](parse_count(raw, file))
+        case "cpu.idle" | "memory.oom.group":
+            return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
         case "memory.high" | "memory.low" | "memory.min":
@@ -146,21 +163,23 @@ def parse_setting(file: str, text: str) -> Setting:
             raise Malformed(file, text)
 
 
-def format_setting(setting: Setting) -> str:
+def format_setting(setting: Setting) -> str:  # noqa: PLR0911 - one return for each kind of text
     """The text the kernel itself would show for this value, so that texts can be compared."""
     match setting:
         case CpuMax():
             return f"{format_limit(setting.quota_usec)} {setting.period_usec}"
-        case CpuMaxBurst():
-            return str(setting.burst_usec)
-        case CpuWeight():
-            return str(setting.weight)
+        case CpuMaxBurst(burst_usec=count) | CpuWeight(weight=count):
+            return str(count)
         case CpuIdle():
             return "1" if setting.idle else "0"
         case CpusetCpus():
             return format_cpulist(setting.cpus)
         case MemoryHigh() | MemoryLow() | MemoryMin():
             return format_limit(setting.bytes)
+        case MemoryOomGroup():
+            return "1" if setting.group else "0"
+        case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
+            return format_io_setting(setting)
         case _:
             assert_never(setting)
 

@@ -8,7 +8,9 @@ from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
 from qosd.cpu.view import CpuView
 from qosd.interference import baseline
+from qosd.io import decide as io
 from qosd.memory import decide as memory
+from qosd.memory import oom
 from qosd.model import Snapshot, Tier
 from qosd.plan import Desired
 
@@ -22,6 +24,13 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
     (Tier.LS, "cpu.max"): "cpu.burst",
     (Tier.LS, "cpu.max.burst"): "cpu.burst",
+    (Tier.BE, "memory.oom.group"): "memory.oom",
+    (Tier.LS, "io.weight"): "io.weight",
+    (Tier.LS, "io.bfq.weight"): "io.weight",
+    (Tier.LS, "io.latency"): "io.latency",
+    (Tier.BE, "io.weight"): "io.weight",
+    (Tier.BE, "io.bfq.weight"): "io.weight",
+    (Tier.BE, "io.max"): "io.limits",
     (Tier.LS, "memory.low"): "memory.protection",
     (Tier.LS, "memory.min"): "memory.protection",
     (Tier.BE, "memory.high"): "memory.limits",
@@ -42,6 +51,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     burst: burst.State = burst.State()
     baseline: baseline.State = baseline.State()
     memory: memory.State = memory.State()
+    io: io.State = io.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +75,16 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
     baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     memory_state, of_memory = memory.decide(config, prev, now, state.memory)
-    desired = (*weight.decide(config, now), *limits, *masks, *lent, *of_memory.desired)
+    io_state, ios = io.decide(config, prev, now, state.io)
+    desired = (
+        *weight.decide(config, now),
+        *limits,
+        *masks,
+        *lent,
+        *oom.decide(config, now),
+        *of_memory.desired,
+        *ios,
+    )
     following = State(
         allowance_state,
         bandwidth_state,
@@ -76,5 +95,6 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         baseline_state,
         memory_state,
     )
+    following = msgspec.structs.replace(following, io=io_state)
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
     return following, Decision(desired, granted, view, readings, of_memory)

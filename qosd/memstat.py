@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from qosd import cgroupfs
 from qosd.memory.protection import file_of
-from qosd.model import MAX, CgroupId, Max, MemorySample, MemoryStat, Tier
+from qosd.memsample import MemorySample, MemoryStat
+from qosd.model import MAX, CgroupId, Max, Tier
 from qosd.plan import amount
 from qosd.schema.memory import Memory
 from qosd.sys import Sys, open_cgroup

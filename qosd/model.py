@@ -7,23 +7,15 @@ that is not there is `MAX`, never a number.
 from __future__ import annotations
 
 import enum
-from typing import ClassVar, NewType
+from typing import ClassVar
 
 import msgspec
 
 from qosd.ebpf.histogram import Histogram
-
-CgroupId = NewType("CgroupId", int)
-"""A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
-
-
-class Max(enum.Enum):
-    """The kernel's word for "no limit"."""
-
-    MAX = "max"
-
-
-MAX = Max.MAX
+from qosd.memsample import MemorySample, Reclaimed
+from qosd.words import MAX as MAX  # noqa: PLC0414 - here is where everybody looks for these three
+from qosd.words import CgroupId as CgroupId  # noqa: PLC0414 - same
+from qosd.words import Max as Max  # noqa: PLC0414 - same
 
 
 class Tier(enum.StrEnum):
@@ -60,52 +52,13 @@ class Pressure(msgspec.Struct, frozen=True, gc=False):
     full: Stall | None = None
 
 
-class MemoryStat(msgspec.Struct, frozen=True, gc=False):
-    """memory.stat, as far as it is used. Sizes are in bytes, events (from `workingset_...` on) in pages."""
+class DiskIo(msgspec.Struct, frozen=True, gc=False):
+    """A device's line of io.stat: bytes and requests since the cgroup began. Discards are not use."""
 
-    anon: int
-    file: int
-    shmem: int
-    file_mapped: int
-    file_dirty: int
-    file_writeback: int
-    inactive_file: int
-    active_file: int
-    slab_reclaimable: int = 0
-    workingset_refault_anon: int | None = None
-    workingset_refault_file: int | None = None
-    pgscan: int | None = None
-    pgsteal: int | None = None
-
-    @property
-    def page_cache(self) -> int:
-        """What reclaim can take of the page cache; `file` counts shmem too, which only swap takes."""
-        return self.inactive_file + self.active_file
-
-
-class MemoryEvents(msgspec.Struct, frozen=True, gc=False):
-    """memory.events: how often the cgroup met each boundary."""
-
-    low: int
-    high: int
-    max: int
-    oom: int
-    oom_kill: int
-
-
-class MemorySample(msgspec.Struct, frozen=True, gc=False):
-    """What is read of a workload's own cgroup beyond memory.current."""
-
-    stat: MemoryStat | None = None
-    stat_usec: int | None = None
-    """When memory.stat was read: it flushes rstat, so it is read less often than the rest."""
-    swap_current: int | None = None
-    swap_max: int | Max | None = None
-    events: MemoryEvents | None = None
-    ceiling: int | Max | None = None
-    """The least protection of the ancestors: no cgroup is protected beyond any of them."""
-    ceiling_path: str | None = None
-    """Which ancestor that is; None where nothing above the workload has the file."""
+    rbytes: int
+    wbytes: int
+    rios: int
+    wios: int
 
 
 class CgroupSample(msgspec.Struct, frozen=True, gc=False):
@@ -122,6 +75,8 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     populated: bool | None = None
     memory: MemorySample | None = None
     """Of workloads only."""
+    io: dict[str, DiskIo] | None = None
+    """io.stat by MAJ:MIN; of workloads only, and only where the io controller is on."""
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
@@ -231,19 +186,18 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
     """Block reads and writes, from allocation to completion."""
 
 
-class Reclaimed(msgspec.Struct, frozen=True, gc=False):
-    """How one request to memory.reclaim ended."""
+class Feed(msgspec.Struct, frozen=True, gc=False):
+    """What one `[[signal]]` last said of a workload; `value` is None while that is unknown or too old."""
 
-    cgroup_id: CgroupId
-    result: str
-    """done; short (EAGAIN: less than asked, which is normal); no-swappiness (this kernel does not know the
-    key, nothing was asked); absent, gone, refused, failed; busy (an earlier one is not back); not-run."""
-    asked: int = 0
-    freed: int = 0
-    usec: int = 0
-    stat: MemoryStat | None = None
-    stat_usec: int | None = None
+    name: str
+    workload: str
+    unit: str
+    value: float | None = None
+    age_usec: int | None = None
+    """Since it was measured; None if it never was."""
+    slo: float | None = None
     error: str | None = None
+    """Why the source said nothing this time."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
@@ -267,6 +221,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """What was reported since the last snapshot, in order."""
     probed: tuple[Probed, ...] = ()
     """Intervals and not counters, unlike all else: what an LRU map threw out has no earlier value."""
+    disks: tuple[str, ...] = ()
+    """Whole disks (MAJ:MIN) under the mounted filesystems; looked for only while a governor needs them."""
+    feeds: tuple[Feed, ...] = ()
+    """What operators say of their services; one for each `[[signal]]`."""
     reclaimed: tuple[Reclaimed, ...] = ()
     """What the worker reported since the last tick."""
     originals: dict[CgroupId, dict[str, str]] = {}
@@ -333,7 +291,65 @@ class MemoryMin(msgspec.Struct, frozen=True, gc=False, tag="memory.min", tag_fie
     bytes: int | Max
 
 
-Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus | MemoryHigh | MemoryLow | MemoryMin
+class MemoryOomGroup(msgspec.Struct, frozen=True, gc=False, tag="memory.oom.group", tag_field="file"):
+    file: ClassVar[str] = "memory.oom.group"
+    group: bool
+
+
+class IoWeight(msgspec.Struct, frozen=True, gc=False, tag="io.weight", tag_field="file"):
+    """The weight on every device that has none of its own: the `default` line. io.cost's."""
+
+    file: ClassVar[str] = "io.weight default"
+    weight: int
+
+
+class IoBfqWeight(msgspec.Struct, frozen=True, gc=False, tag="io.bfq.weight", tag_field="file"):
+    """The same for the bfq scheduler, which knows nothing of io.weight."""
+
+    file: ClassVar[str] = "io.bfq.weight default"
+    weight: int
+
+
+class IoMax(msgspec.Struct, frozen=True, gc=False, tag="io.max", tag_field="file"):
+    """One device's line: bytes and requests a second."""
+
+    device: str
+    rbps: int | Max
+    wbps: int | Max
+    riops: int | Max
+    wiops: int | Max
+
+    @property
+    def file(self) -> str:
+        return f"io.max {self.device}"
+
+
+class IoLatency(msgspec.Struct, frozen=True, gc=False, tag="io.latency", tag_field="file"):
+    """One device's line; a target of 0 is none."""
+
+    device: str
+    target_usec: int
+
+    @property
+    def file(self) -> str:
+        return f"io.latency {self.device}"
+
+
+Setting = (
+    CpuMax
+    | CpuMaxBurst
+    | CpuWeight
+    | CpuIdle
+    | CpusetCpus
+    | MemoryHigh
+    | MemoryLow
+    | MemoryMin
+    | MemoryOomGroup
+    | IoWeight
+    | IoBfqWeight
+    | IoMax
+    | IoLatency
+)
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 

@@ -11,8 +11,9 @@ from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
+from qosd.iofs import parse_io_stat
 from qosd.memstat import MemoryFiles
-from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.model import CgroupSample, DiskIo, HostSample, Pressure, Snapshot, Tier, Topology, Workload
 from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
 from qosd.sysfs import read_topology
@@ -28,6 +29,7 @@ from qosd.watch import (
 )
 
 _STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
+_IO_STAT_SIZE = 1 << 16  # a line of some 100 bytes for each device
 _RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
 _VMSTAT_SIZE = 1 << 14
 _SYSTEMD = "/run/systemd"
@@ -39,7 +41,18 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "last", "match", "memory", "settings", "stat", "watched")
+    __slots__ = (
+        "below",
+        "dir_fd",
+        "files",
+        "io_stat",
+        "last",
+        "match",
+        "memory",
+        "settings",
+        "stat",
+        "watched",
+    )
 
     def __init__(
         self,
@@ -54,6 +67,7 @@ class Root:
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.io_stat: KeptFile[dict[str, DiskIo]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
         self.last: CgroupSample | None = None
@@ -66,17 +80,19 @@ class Root:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
             self.memory.look_again()
+        if self.io_stat is None:
+            self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
         for file in self.watched:
             if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 2 + FILES + len(self.settings) + self.memory.fds()
+        return 3 + FILES + len(self.settings) + self.memory.fds()
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
         self.memory.close()
-        for kept in (self.stat, *self.settings.values()):
+        for kept in (self.stat, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -93,6 +109,8 @@ class HostFiles:
 
     def __init__(self, sys: Sys, proc: str, sysfs: str) -> None:
         self._sys = sys
+        self.proc = proc
+        self.sysfs = sysfs
         self._cpus_fd = sys.open(f"{sysfs}/devices/system/cpu", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.online = keep(
             sys, self._cpus_fd, "online", lambda raw: topology.parse_cpulist(text(raw), "online")
@@ -273,7 +291,9 @@ class Sensor:
     def _sample(self, root: Root, now_usec: int, unknown: dict[str, str]) -> Workload | None:
         match = root.match
         try:
-            root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            sample = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
+            root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
             memory = root.memory.sample(now_usec, unknown)
             below = read_kept(root.stat, match.path, unknown)
             files = {

@@ -8,20 +8,8 @@ import msgspec
 
 from qosd.config import Config
 from qosd.memory import decide as memory
-from qosd.model import (
-    CgroupId,
-    CgroupSample,
-    HostSample,
-    Max,
-    MemorySample,
-    MemoryStat,
-    Pressure,
-    Reclaimed,
-    Snapshot,
-    Stall,
-    Tier,
-    Workload,
-)
+from qosd.memsample import MemorySample, MemoryStat, Reclaimed
+from qosd.model import CgroupId, CgroupSample, HostSample, Max, Pressure, Snapshot, Stall, Tier, Workload
 
 MIB = 1 << 20
 PAGES = MIB // 4096

@@ -12,7 +12,8 @@ import msgspec
 
 from qosd.config import Config
 from qosd.memory import baseline
-from qosd.model import CgroupId, MemoryLow, MemoryMin, MemorySample, Snapshot, Tier, Workload
+from qosd.memsample import MemorySample
+from qosd.model import CgroupId, MemoryLow, MemoryMin, Snapshot, Tier, Workload
 from qosd.plan import Desired, Input, Reason, amount
 from qosd.schema.memory import Protect
 from qosd.schema.memory import Protection as Section

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from qosd.cgroupfs import parse_memory_stat
 from qosd.errors import CgroupGone, Malformed
 from qosd.memory.reclaim import Reclaim
-from qosd.model import CgroupId, MemoryStat, Reclaimed
+from qosd.memsample import MemoryStat, Reclaimed
+from qosd.model import CgroupId
 from qosd.schema.memory import Reclaiming
 from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
 from qosd.worker import Worker

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from qosd.model import MemoryStat, Reclaimed, Snapshot, Workload
+from qosd.memsample import MemoryStat, Reclaimed
+from qosd.model import Snapshot, Workload
 from qosd.schema.memory import Reclaiming
 
 _POOR = (

@@ -13,7 +13,8 @@ from memkit import BE, BE2, LS, MIB, PAGES, Group, Host, changed, view
 
 from qosd.config import Config
 from qosd.memory.trouble import trouble
-from qosd.model import Reclaimed, Tier
+from qosd.memsample import Reclaimed
+from qosd.model import Tier
 from qosd.schema.memory import WithoutSwappiness
 from qosd.schema.units import ByteSize
 

@@ -21,6 +21,10 @@ FILES = (
     "memory.low",
     "memory.min",
     "io.weight",
+    "io.bfq.weight",
+    "io.max",
+    "io.latency",
+    "memory.oom.group",
 )
 
 
