@@ -80,6 +80,7 @@ class Engine:
         self._sys = sys
         self._root_fd = root_fd
         self._host = host
+        host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
@@ -109,6 +110,7 @@ class Engine:
         if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
         self.probes.reconfigure(config)
         self.config = config

@@ -53,7 +53,7 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     granted = windows.explained(granted, opened)
     pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
     bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
-    overruns = overrun.decide(prev, now, state.overruns)
+    overruns = overrun.decide(config, prev, now, state.overruns)
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)

@@ -10,6 +10,7 @@ from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
 from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
 from qosd.sysfs import read_topology
 from qosd.watch import (
@@ -81,7 +82,14 @@ class HostFiles:
         )
         self._fd = sys.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         hertz = os.sysconf("SC_CLK_TCK")
-        self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
+        self.each_cpu = False
+        self.stat = keep(
+            sys,
+            self._fd,
+            "stat",
+            lambda raw: procfs.parse_stat(raw, hertz, each=self.each_cpu),
+            _STAT_SIZE,
+        )
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
@@ -89,6 +97,13 @@ class HostFiles:
         }
         self._topology: Topology | None = None
         self._topology_of: tuple[int, ...] | None = None
+
+    def follow(self, config: Config) -> None:
+        """What each CPU does is asked only where somebody chooses among CPUs."""
+        by_mask = config.cpu.bandwidth.enforce is Enforce.CPUSET
+        always = config.cpu.cpuset.mode is CpusetMode.ALWAYS
+        own = any(rule.cpus is not None for rule in config.workload)
+        self.each_cpu = by_mask or always or own
 
     def sample(self, unknown: dict[str, str]) -> HostSample:
         cpu = read_kept(self.stat, "/proc/stat", unknown)

@@ -10,11 +10,11 @@ import msgspec
 
 from qosd.config import Config
 from qosd.cpu.allowance import Allowance, workload_cores
+from qosd.cpu.bound import has_target, is_limited
 from qosd.cpu.pools import Budget
 from qosd.cpu.share import Claim, divide, sharing
 from qosd.model import CgroupId, CpuMax, CpuMaxBurst, Snapshot, Tier, Workload
 from qosd.plan import Desired, Reason
-from qosd.schema.cpu import Enforce
 
 RULE = "cpu.bandwidth"
 _MIN_QUOTA_USEC = 1000  # min_cfs_quota_period in kernel/sched/core.c
@@ -37,9 +37,13 @@ def decide(
     budgets: tuple[Budget, ...],
     state: State,
 ) -> tuple[State, tuple[Desired, ...]]:
-    if config.cpu.bandwidth.enforce is not Enforce.MAX or allowance.cores is None:
+    if allowance.cores is None:
         return State(), ()
-    limited = [workload for workload in now.tier(Tier.BE) if workload.setting("cpu.max") is not None]
+    limited = [
+        workload
+        for workload in now.tier(Tier.BE)
+        if workload.setting("cpu.max") is not None and is_limited(config, workload)
+    ]
     claims = [_claim(config, prev, now, workload, state) for workload in limited]
     deadband = now.host.nr_cpus * config.cpu.bandwidth.deadband_down_pct / 100
     shares = divide(sharing(config, now, allowance, budgets, limited), claims, split)
@@ -131,19 +135,28 @@ def _desired(
     for workload in workloads:
         share = shares[workload.id]
         quota = max(round(share * period), _MIN_QUOTA_USEC)
+        if not has_target(config, workload):
+            text = f"{workload.name} may use {share:.2f} CPUs: cpu_max_pct of its rule, whatever is free"
+            reason = Reason(f"{RULE}/own", text)
+            yield from _with_burst(workload, CpuMax(quota, period), reason)
+            continue
         of_all = "" if len(workloads) == 1 else f"{share:.2f} CPUs of it for {workload.name}; "
         reason = msgspec.structs.replace(
             allowance.reason,
             rule=f"{RULE}/{allowance.reason.rule}",
             text=of_all + _pool_text(workload, pool_of.get(workload.id)) + allowance.reason.text,
         )
-        if workload.setting("cpu.max.burst") is not None:
-            # cpu.max below cpu.max.burst is EINVAL, and a burst would hand BE what was just taken from it.
-            text = "no burst above a limit that protects LS; the kernel refuses a burst above the quota"
-            yield Desired(
-                workload.id, workload.path, workload.tier, CpuMaxBurst(0), Reason(f"{RULE}/burst", text)
-            )
-        yield Desired(workload.id, workload.path, workload.tier, CpuMax(quota, period), reason)
+        yield from _with_burst(workload, CpuMax(quota, period), reason)
+
+
+def _with_burst(workload: Workload, limit: CpuMax, reason: Reason) -> Iterator[Desired]:
+    if workload.setting("cpu.max.burst") is not None:
+        # cpu.max below cpu.max.burst is EINVAL, and a burst would hand BE what was just taken from it.
+        text = "no burst above a limit that protects LS; the kernel refuses a burst above the quota"
+        yield Desired(
+            workload.id, workload.path, workload.tier, CpuMaxBurst(0), Reason(f"{RULE}/burst", text)
+        )
+    yield Desired(workload.id, workload.path, workload.tier, limit, reason)
 
 
 def _pool_text(workload: Workload, budget: Budget | None) -> str:

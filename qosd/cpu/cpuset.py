@@ -69,7 +69,7 @@ def decide(
     own = _own(config, now, of, state.own)
     taken = frozenset(cpu for cpus in own.values() for cpu in cpus)
     found: dict[CgroupId, tuple[str, ...]] = {}
-    desired = list(_own_desired(now, own, found, state))
+    desired = [*_own_desired(now, own, found, state), *_impossible(config, now, of)]
     masks: dict[str, Mask] = {}
     left = of.without(taken)
     for group in _groups(config, now, asked, taken):
@@ -88,7 +88,7 @@ def _own(
 ) -> dict[CgroupId, tuple[int, ...]]:
     """CPUs for each LS workload that asks, kept while they are online; at least one is left to others."""
     counts = {rule.name: rule.cpus for rule in config.workload if rule.cpus is not None}
-    asking = [w for w in now.tier(Tier.LS) if w.name in counts and w.setting(FILE) is not None]
+    asking = [w for w in _asking(config, now) if w.setting(FILE) is not None]
     own: dict[CgroupId, tuple[int, ...]] = {}
     for workload in sorted(asking, key=lambda each: (each.priority, each.path)):
         left = of.without(frozenset(cpu for cpus in own.values() for cpu in cpus))
@@ -116,6 +116,20 @@ def _own_desired(
                 " rule's `cpus`: whole cores, of one node where one is large enough; BE is kept off them"
             )
             yield _want(workload, own[workload.id], Reason(f"{RULE}/own", text), found, state)
+
+
+def _asking(config: Config, now: Snapshot) -> list[Workload]:
+    names = {rule.name for rule in config.workload if rule.cpus is not None}
+    return [workload for workload in now.tier(Tier.LS) if workload.name in names]
+
+
+def _impossible(config: Config, now: Snapshot, of: Layout) -> Iterator[Desired]:
+    """Where the cpuset controller is not on, the wish is shown as absent: silence would look like consent."""
+    for workload in _asking(config, now):
+        if workload.setting(FILE) is None:
+            text = "its rule's `cpus` cannot be: the cpuset controller is not on for this cgroup"
+            setting = CpusetCpus(of.online)
+            yield Desired(workload.id, workload.path, workload.tier, setting, Reason(f"{RULE}/own", text))
 
 
 def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) -> Iterator[_Group]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.config import Config
 from qosd.cpu.allowance import workload_cores
+from qosd.cpu.bound import is_limited
 from qosd.cpu.limit import limit_cores
 from qosd.model import CgroupId, Snapshot, Tier, printable
 
@@ -42,9 +44,12 @@ State = dict[CgroupId, Overrun]
 """Treated as a frozen value."""
 
 
-def decide(prev: Snapshot | None, now: Snapshot, state: State) -> State:
+def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> State:
+    """For workloads whose limit is qosd's: what does not keep to an administrator's is theirs to see to."""
     following: State = {}
     for workload in now.tier(Tier.BE):
+        if not is_limited(config, workload):
+            continue
         before = prev.workload(workload.id) if prev is not None else None
         if prev is None or before is None or now.monotonic_usec <= prev.monotonic_usec:
             if workload.id in state:

@@ -8,6 +8,7 @@ import msgspec
 
 from qosd.config import Config
 from qosd.cpu.allowance import Allowance
+from qosd.cpu.bound import has_target
 from qosd.cpu.pools import Budget
 from qosd.cpu.target import room, target_pct
 from qosd.model import CgroupId, Snapshot, Workload
@@ -36,7 +37,12 @@ class Sharing(msgspec.Struct, frozen=True, gc=False):
 def sharing(
     config: Config, now: Snapshot, granted: Allowance, budgets: tuple[Budget, ...], workloads: list[Workload]
 ) -> Sharing:
-    rooms = {each.id: room(config, now, granted, target_pct(config, each)) for each in workloads}
+    rooms = {
+        each.id: room(config, now, granted, target_pct(config, each))
+        if has_target(config, each)
+        else float(now.host.nr_cpus)
+        for each in workloads
+    }
     return Sharing(max(rooms.values(), default=granted.cores or 0.0), rooms, budgets)
 
 

@@ -25,8 +25,8 @@ def or_the_hosts(config: Config, pct: float | None) -> float:
 def room(config: Config, now: Snapshot, granted: Allowance, pct: float) -> float:
     """What BE may use below a target of `pct`, where `granted` is what it may use below the host's.
 
-    The formula at this target, held back by as much as the allowance is held back against its own formula:
-    by its deadband, its ramp, and whatever else.
+    The formula at this target, in the proportion that the allowance has to its own formula: so deadband, ramp
+    and whatever else holds the allowance back hold here as well.
     """
     assert granted.cores is not None  # noqa: S101 - nobody asks while BE is not limited
     if pct == config.host.cpu_target_pct:
@@ -37,7 +37,7 @@ def room(config: Config, now: Snapshot, granted: Allowance, pct: float) -> float
     floor = capacity * config.cpu.bandwidth.floor_pct / 100
 
     def formula(target: float) -> float:
-        return capacity * target / 100 - other
+        return min(max(capacity * target / 100 - other, floor), capacity)
 
-    held_back = granted.cores - min(max(formula(config.host.cpu_target_pct), floor), capacity)
-    return min(max(formula(pct) + held_back, floor), capacity)
+    held = granted.cores / formula(config.host.cpu_target_pct)
+    return min(max(formula(pct) * held, floor), capacity)

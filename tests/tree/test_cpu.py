@@ -58,7 +58,10 @@ def wall(box: Box, *when: int) -> None:
     box.sys.wall_seconds = dt.datetime(*when, tzinfo=dt.UTC).timestamp()
 
 
+QUOTA = '[cpu.bandwidth]\nenforce = "max"\n'
 NIGHT = """
+[cpu.bandwidth]
+enforce = "max"
 [host]
 cpu_target_pct = 50
 [[window]]
@@ -128,7 +131,7 @@ def test_a_zone_lost_from_the_host_is_said_and_opens_nothing(
 
 
 def test_windows_are_taken_over_by_a_reload(boxes: list[Box], tmp_path: Path) -> None:
-    box = box_of(boxes, tmp_path, "[host]\ncpu_target_pct = 50\n")
+    box = box_of(boxes, tmp_path, QUOTA + "[host]\ncpu_target_pct = 50\n")
     wall(box, 2026, 1, 15, 22, 0)
     box.settle(**BUSY)
     box.engine.reconfigure(decode(NIGHT + TIERS.format(ls="", be="")))
@@ -285,6 +288,9 @@ class TestTopology:
 
     def test_cores_and_nodes_are_found(self, tmp_path: Path) -> None:
         host, _ = self.host(tmp_path)
+        assert host.sample({}).cpus_busy_usec is None, "nobody asks"
+        host.follow(decode('[cpu.cpuset]\nmode = "always"'))
+        rewrite(tmp_path / "proc/stat", "cpu  2 1 1 1 1 1 1 1 0 0\ncpu0 2 1 1 1 1 1 1 1 0 0\n")
         sample = host.sample({})
 
         assert sample.topology == Topology(((0, 2), (1, 3)), ((0, 2), (1, 3)))

@@ -24,7 +24,7 @@ from qosd.model import (
     Topology,
     Workload,
 )
-from qosd.topology import parse_topology
+from qosd.topology import parse_cpulist, parse_topology
 
 # Two nodes of two cores of two threads, numbered as most firmware does: 0-3 and their siblings 4-7.
 SMT = Topology(((0, 4), (1, 5), (2, 6), (3, 7)), ((0, 1, 4, 5), (2, 3, 6, 7)))
@@ -173,6 +173,7 @@ def governors_text(setting: Any) -> str:
     return format_setting(setting)
 
 
+QUOTA = '[cpu.bandwidth]\nenforce = "max"\n[host]\ncpu_target_pct = 100\n'
 BY_MASK = '[cpu.bandwidth]\nenforce = "cpuset"\n[host]\ncpu_target_pct = 100\n'
 TIERS = (
     '[[workload]]\nname = "web"\ntier = "ls"\nmatch = ["web"]\n'
@@ -266,6 +267,16 @@ def test_its_cpus_stay_its_own_over_hotplug_and_be_never_runs_out() -> None:
     assert plant.tick(web=1.0) == {"web": "2-3,6-7", "batch": "0-1,4-5"}
 
 
+def test_a_wish_for_cpus_without_the_controller_is_shown_and_costs_be_nothing() -> None:
+    plant = Plant(OWN)
+    del plant.files["web"]["cpuset.cpus"]
+    masks = plant.tick(ticks=3, web=1.0)
+
+    assert masks == {"web": "0-7"}
+    wish = next(wanted for wanted in plant.decision.desired if wanted.setting.file == "cpuset.cpus")
+    assert "controller is not on" in wish.reason.text
+
+
 def test_be_by_mask_keeps_off_cpus_of_ls_too() -> None:
     masks = Plant(BY_MASK + OWN).tick(ticks=3, web=0.5)
 
@@ -280,15 +291,34 @@ def test_only_a_wish_of_the_operator_gives_ls_a_mask() -> None:
 
 
 def test_a_mask_beside_the_limit_where_always_is_asked_for() -> None:
-    plant = Plant('[cpu.cpuset]\nmode = "always"\n[host]\ncpu_target_pct = 100\n' + TIERS)
+    plant = Plant('[cpu.cpuset]\nmode = "always"\n' + QUOTA + TIERS)
     masks = plant.tick(ticks=3, web=5.5)
 
     assert masks == {"batch": "3,6-7"}
     assert plant.files["batch"]["cpu.max"] == "25000 10000"
 
 
+def test_each_pool_has_cpus_of_its_own_while_there_are_enough() -> None:
+    pools = (
+        '[[pool]]\nname = "high"\npriority = 1\n[[pool]]\nname = "low"\npriority = 2\nload_high_pct = 100\n'
+    )
+    plant = Plant(
+        BY_MASK
+        + pools
+        + TIERS.replace('match = ["batch"]', 'match = ["batch"]\npool = "low"')
+        + '[[workload]]\nname = "etl"\ntier = "be"\nmatch = ["etl"]\npool = "high"\n'
+    )
+    masks = plant.tick(ticks=20, web=2.0, etl=1.0, batch=3.0)
+
+    cpus = {name: set(parse_cpulist(mask)) for name, mask in masks.items()}
+    assert cpus["etl"]
+    assert cpus["batch"]
+    assert not cpus["etl"] & cpus["batch"]
+    assert len(cpus["etl"] | cpus["batch"]) <= 7
+
+
 def test_real_time_be_that_its_limit_does_not_hold_is_kept_to_few_cpus_and_said() -> None:
-    plant = Plant("[host]\ncpu_target_pct = 100\n" + TIERS)
+    plant = Plant(QUOTA + TIERS)
     plant.tick(ticks=3, web=7.9, batch=0.1)
     assert plant.tick(ticks=2, web=5.0, batch=3.0) == {}
     masks = plant.tick(ticks=30, web=7.5, batch=4.0)
@@ -301,9 +331,15 @@ def test_real_time_be_that_its_limit_does_not_hold_is_kept_to_few_cpus_and_said(
     assert plant.tick(ticks=overrun._FORGET_TICKS + 3, web=7.5, batch=0.1) == {}
 
 
+def test_a_limit_that_is_not_ours_is_not_ours_to_make_good() -> None:
+    plant = Plant(TIERS, batch={"cpu.max": "50000 100000"})
+
+    assert plant.tick(ticks=20, web=1.0, batch=4.0) == {}
+
+
 @pytest.mark.parametrize("batch", [0.5, 0.7, 0.74])
 def test_be_that_is_held_by_its_limit_is_not_taken_for_real_time(batch: float) -> None:
-    plant = Plant("[host]\ncpu_target_pct = 100\n" + TIERS)
+    plant = Plant(QUOTA + TIERS)
     plant.tick(ticks=3, web=7.5)
 
     assert plant.tick(ticks=20, web=7.5, batch=batch) == {}

@@ -21,6 +21,7 @@ NR_CPUS = 10
 FILES = {"cpu.max": "max 100000", "cpu.weight": "100"}
 THREE = """
 [cpu.bandwidth]
+enforce = "max"
 deadband_up_pct = 0
 deadband_down_pct = 0
 [host]
@@ -297,7 +298,7 @@ def test_two_priorities_of_be_share_without_swinging() -> None:
     """The first one wants less than there is: what it leaves is the second one's, tick after tick."""
     plant = Plant(
         decode(
-            "[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0\n"
+            "[cpu.bandwidth]\nenforce = 'max'\ndeadband_up_pct = 0\ndeadband_down_pct = 0\n"
             '[[workload]]\nname = "first"\ntier = "be"\nmatch = ["first"]\n'
             '[[workload]]\nname = "second"\ntier = "be"\nmatch = ["second"]\npriority = 5\n'
         )
@@ -321,7 +322,8 @@ def claim(number: int, demand: float = float("inf"), cap: float = float("inf"), 
 def test_a_workload_with_a_lower_target_gives_way_earlier() -> None:
     """Host 95, batch 60: with LS at 3 of 10 CPUs batch has 3 at most, the other the rest of 6.5."""
     config = decode(
-        "[host]\ncpu_target_pct = 95\n[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0\n"
+        "[host]\ncpu_target_pct = 95\n"
+        "[cpu.bandwidth]\nenforce = 'max'\ndeadband_up_pct = 0\ndeadband_down_pct = 0\n"
         '[[workload]]\nname = "web"\ntier = "ls"\nmatch = ["web"]\n'
         '[[workload]]\nname = "etl"\ntier = "be"\nmatch = ["etl"]\n'
         '[[workload]]\nname = "batch"\ntier = "be"\nmatch = ["batch"]\ncpu_target_pct = 60\n'
@@ -360,6 +362,36 @@ def test_a_pause_beats_every_target_of_its_own() -> None:
     plant.run(10, etl=10.0, batch=10.0)
 
     assert 0 < plant.limit("etl") + plant.limit("batch") <= 0.5
+
+
+CALM = (
+    '[[workload]]\nname = "a"\ntier = "be"\nmatch = ["a"]\n'
+    '[[workload]]\nname = "b"\ntier = "be"\nmatch = ["b"]\n'
+)
+
+
+def limits_of(extra: str, minutes: dict[str, int] | None = None) -> dict[str, float]:
+    """The limits wanted where `enforce` is "none", the default, and both hogs take what they can."""
+    plant = Plant(decode(CALM.replace('match = ["b"]\n', 'match = ["b"]\n' + extra)))
+    plant.local_minutes = minutes or {}
+    plant.run(5, a=5.0, b=5.0)
+    names = {cgroup_id: name for name, cgroup_id in plant.ids.items()}
+    return {names[cgroup_id]: limit for cgroup_id, limit in plant.limits.items()}
+
+
+def test_in_calm_only_what_was_asked_for_by_name_is_limited() -> None:
+    pool = '[[pool]]\nname = "p"\n'
+    window = '[[window]]\nname = "w"\nhours = "00:00-24:00"\nzone = "UTC"\n'
+
+    assert limits_of("") == {}
+    assert limits_of("cpu_max_pct = 20") == {"b": pytest.approx(2.0)}
+    assert limits_of("cpu_target_pct = 40") == {"b": pytest.approx(4.0)}
+    assert limits_of(window + "cpu_target_pct = 40", {"UTC": 0}) == {}, (
+        "a target of the host binds with its limit"
+    )
+    paused = limits_of(window + "pause_be = true", {"UTC": 0})
+    assert sum(paused.values()) == pytest.approx(0.5)
+    assert limits_of('pool = "p"\n' + pool).keys() == {"a", "b"}
 
 
 ROOMS = st.lists(
