@@ -19,7 +19,7 @@ from qosd.cpu.view import CpuView
 from qosd.cpu.windows import WindowView
 from qosd.ebpf.status import Latency, ProbeStatus, ProbesView
 from qosd.model import Pressure, Stall, Tier
-from qosd.net.status import ClassStatus, EgressStatus, NetView, UplinkView
+from qosd.net.status import ClassStatus, EgressStatus, IngressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
 from qosd.status import (
     DecisionRecord,
@@ -111,6 +111,7 @@ NET = NetView(
     degraded=("BE's packets cannot be told apart: no libbpf",),
     egress=(EgressStatus("be.slice", "batch", "be", "a001:30", 2 * 10**8, 9 << 20, 9000, 1.5e8),),
     netlink_requests=12,
+    be_ingress=IngressStatus(10**8, 9e7, 3 << 20, 1 << 20, 700, 1e7),
 )  # fmt: skip
 
 

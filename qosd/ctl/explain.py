@@ -202,7 +202,7 @@ def render_uplink(explained: UplinkExplanation, now: float) -> Group:
     if uplink.reason is not None:
         parts += [Text(), _reason_grid(uplink.reason, now - explained.time)]
     if uplink.classes:
-        parts += [Text(), network.classes(uplink)]
+        parts += [Text(), *network.classes(uplink)]
     if explained.decisions:
         parts += [Text(), Text("Latest decisions, newest first", "bold")]
         parts.append(decisions.table(explained.decisions[:_RECENT], now))

@@ -88,7 +88,7 @@ def is_quiet(config: Baseline, prev: Snapshot | None, now: Snapshot, signal: str
 
 def be_share_pct(prev: Snapshot | None, now: Snapshot) -> float | None:
     """BE's CPU use between two snapshots, in per cent of all CPUs."""
-    if prev is None or now.monotonic_usec <= prev.monotonic_usec:
+    if prev is None or now.monotonic_usec <= prev.monotonic_usec or now.host.nr_cpus == 0:
         return None
     used = 0
     for workload in now.tier(Tier.BE):
