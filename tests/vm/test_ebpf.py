@@ -49,7 +49,7 @@ print(links)
 
 
 def links(guest: Guest) -> int:
-    return int(guest.sh(f"python3 -c '{LINKS}'"))
+    return int(guest.sh(f"cat >/var/tmp/links.py <<'END'\n{LINKS}\nEND\npython3 /var/tmp/links.py"))
 
 
 def tried(status: dict[str, Any]) -> bool:
@@ -84,7 +84,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     assert links(idle) == before + 8
     idle.drop_in("[Service]\nRestart=no")
     idle.sh("systemctl kill -s KILL qosd")
-    idle.until(f"[ $(python3 -c '{LINKS}') = {before} ]", seconds=60)
+    idle.until(f"[ $(python3 /var/tmp/links.py) = {before} ]", seconds=60)
 
 
 def test_a_probe_that_costs_too_much_is_detached_and_the_daemon_says_so(idle: Guest) -> None:
