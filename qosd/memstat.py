@@ -1,19 +1,25 @@
-"""The memory files of a workload's own cgroup, beyond memory.current: some every tick, memory.stat in turns.
+"""The memory files of a workload's own cgroup, beyond memory.current: in turns.
 
 Reading memory.stat flushes rstat over the whole subtree, so it is read once in `stat_interval`, and not of
-all workloads in the same tick. The ancestors' protection is read along with it.
+all workloads in the same tick. The rest is read along with it.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import msgspec
+
 from qosd import cgroupfs
 from qosd.memory.protection import file_of
-from qosd.memsample import MemorySample, MemoryStat
+from qosd.memsample import MemorySample
 from qosd.model import MAX, CgroupId, Max, Tier
 from qosd.plan import amount
-from qosd.schema.memory import Memory
+from qosd.schema.memory import Limit, Memory
 from qosd.sys import Sys, open_cgroup
 from qosd.watch import KeptFile, keep, read_kept
+
+T = TypeVar("T")
 
 _STAT_SIZE = 1 << 14
 FILES = 4
@@ -39,6 +45,8 @@ class MemoryFiles:
         self._interval = int(memory.stat_interval)
         self._phase = cgroup_id * 7919 % self._interval
         self._due: int | None = None
+        # Limits follow swap as it fills; for all else it is time enough to look when memory.stat is read.
+        self._follows_swap = tier is Tier.BE and memory.limits.enforce is Limit.HIGH
         self._protection = file_of(memory.protection) if tier is Tier.LS else None
         self._last = MemorySample()
         self._open()
@@ -79,30 +87,29 @@ class MemoryFiles:
 
     def sample(self, now_usec: int, unknown: dict[str, str]) -> MemorySample:
         """Raises `CgroupGone`. The very object of the last tick when nothing moved."""
-        label = self._path
-        stat, stat_usec = self._last.stat, self._last.stat_usec
-        ceiling, ceiling_path = self._last.ceiling, self._last.ceiling_path
         if self._due is None or now_usec >= self._due:
-            stat, stat_usec = self._read_stat(now_usec, unknown)
-            ceiling, ceiling_path = self._read_ceiling(unknown)
             # The first look is at once, the next after a part of the interval that is its own: its turn.
             self._due = now_usec + (self._interval if self._due is not None else self._phase)
-        sample = MemorySample(
-            stat,
-            stat_usec,
-            read_kept(self._swap_current, f"{label}/memory.swap.current", unknown),
-            read_kept(self._swap_max, f"{label}/memory.swap.max", unknown),
-            read_kept(self._events, f"{label}/memory.events", unknown),
-            ceiling,
-            ceiling_path,
-        )
-        if sample != self._last:
-            self._last = sample
+            self._last = self._read_all(now_usec, unknown)
+        elif self._follows_swap:
+            swapped = self._read(self._swap_current, "memory.swap.current", unknown)
+            if swapped != self._last.swap_current:
+                self._last = msgspec.structs.replace(self._last, swap_current=swapped)
         return self._last
 
-    def _read_stat(self, now_usec: int, unknown: dict[str, str]) -> tuple[MemoryStat | None, int | None]:
-        stat = read_kept(self._stat, f"{self._path}/memory.stat", unknown)
-        return stat, now_usec if stat is not None else None
+    def _read_all(self, now_usec: int, unknown: dict[str, str]) -> MemorySample:
+        stat = self._read(self._stat, "memory.stat", unknown)
+        return MemorySample(
+            stat,
+            now_usec if stat is not None else None,
+            self._read(self._swap_current, "memory.swap.current", unknown),
+            self._read(self._swap_max, "memory.swap.max", unknown),
+            self._read(self._events, "memory.events", unknown),
+            *self._read_ceiling(unknown),
+        )
+
+    def _read(self, kept: KeptFile[T] | None, file: str, unknown: dict[str, str]) -> T | None:
+        return read_kept(kept, f"{self._path}/{file}", unknown)
 
     def _read_ceiling(self, unknown: dict[str, str]) -> tuple[int | Max | None, str | None]:
         """The least protection on the way up; an ancestor that cannot be read is taken to have none."""

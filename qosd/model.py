@@ -7,6 +7,7 @@ that is not there is `MAX`, never a number.
 from __future__ import annotations
 
 import enum
+import functools
 from typing import ClassVar
 
 import msgspec
@@ -353,6 +354,7 @@ Setting = (
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 
+@functools.lru_cache(maxsize=4096)
 def printable(text: str) -> str:
     r"""A name as it may be shown: a cgroup's may hold anything but a newline, so escape as `\xNN`."""
     return "".join(

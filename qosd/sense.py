@@ -293,8 +293,9 @@ class Sensor:
         try:
             sample = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
             io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
-            root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
             memory = root.memory.sample(now_usec, unknown)
+            same = sample.io is io and sample.memory is memory
+            root.last = sample if same else msgspec.structs.replace(sample, io=io, memory=memory)
             below = read_kept(root.stat, match.path, unknown)
             files = {
                 file: value
@@ -307,8 +308,7 @@ class Sensor:
         if below != root.below:
             root.below = below
             self._rescan_due = True
-        sample = msgspec.structs.replace(root.last, memory=memory)
-        return Workload(match.rule.name, match.rule.tier, match.rule.priority, sample, files)
+        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
 
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())

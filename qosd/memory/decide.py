@@ -78,7 +78,7 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
                 workload,
                 by_protection.get(workload.id),
                 by_limit.get(workload.id),
-                (by_reclaim[workload.id], reclaim_state.tracks[workload.id]),
+                (by_reclaim.get(workload.id), reclaim_state.tracks.get(workload.id, Track())),
             )
             for workload in now.workloads
         ),
@@ -91,19 +91,21 @@ def _workload(
     workload: Workload,
     protected: protection.Protected | None,
     limited: str | None,
-    reclaimed: tuple[reclaim.Standing, Track],
+    reclaimed: tuple[reclaim.Standing | None, Track],
 ) -> WorkloadMemory:
     standing, track = reclaimed
+    memory = workload.sample.memory
+    stat = track.stat or (memory.stat if memory is not None else None)
     return WorkloadMemory(
         printable(workload.path),
         workload.name,
         workload.tier.value,
-        track.stat.page_cache if track.stat is not None else None,
+        stat.page_cache if stat is not None else None,
         protected.working_set if protected is not None else None,
         protected.text if protected is not None else None,
         limited,
-        standing.phase,
-        standing.text,
+        standing.phase if standing is not None else "off",
+        standing.text if standing is not None else "no watermark is set, of a workload or of the host",
         track.asked,
         track.freed,
         track.refaulted,

@@ -68,16 +68,24 @@ def decide(
     config: Config, prev: Snapshot | None, now: Snapshot, state: State
 ) -> tuple[State, tuple[Reclaim, ...], tuple[Standing, ...]]:
     reclaim = config.memory.reclaim
+    if not _is_asked_for(config):
+        return State(swappiness_key=state.swappiness_key), (), ()
     state = _after_results(config, now, state)
     missing = _shortage(reclaim, now, was_short=state.short)
     budget = int(reclaim.rate * config.interval / 1_000_000)
+    rules = {rule.name: rule for rule in config.workload}
     tracks = dict(state.tracks)
     reclaims: list[Reclaim] = []
     standings: list[Standing] = []
     for workload in _in_order(now):
         track = tracks[workload.id]
-        want = _want(config, workload, track, missing)
+        rule = rules.get(workload.name)
+        want = _want(rule, workload, track, missing)
         track = msgspec.structs.replace(track, active=want is not None and not want.for_host)
+        if want is None:
+            tracks[workload.id] = track
+            standings.append(Standing(workload.id, *_idle(rule, track)))
+            continue
         asked, track, standing = _judge(config, prev, now, workload, (state, track, want, budget))
         standings.append(standing)
         tracks[workload.id] = track
@@ -90,6 +98,15 @@ def decide(
     short = missing > 0 or any(each.reason.rule.endswith("/host") for each in reclaims)
     following = State(tracks, state.swappiness_key, short)
     return following, tuple(reclaims), tuple(standings)
+
+
+def _is_asked_for(config: Config) -> bool:
+    reclaim = config.memory.reclaim
+    return (
+        reclaim.available_low_pct is not None
+        or reclaim.free_low_pct is not None
+        or any(rule.page_cache_high is not None for rule in config.workload)
+    )
 
 
 def _in_order(now: Snapshot) -> list[Workload]:
@@ -143,12 +160,7 @@ def watermarks(rule: WorkloadRule | None) -> Watermarks | None:
     return Watermarks(high, low)
 
 
-def _rule(config: Config, workload: Workload) -> WorkloadRule | None:
-    return next((rule for rule in config.workload if rule.name == workload.name), None)
-
-
-def _want(config: Config, workload: Workload, track: Track, missing: int) -> Want | None:
-    rule = _rule(config, workload)
+def _want(rule: WorkloadRule | None, workload: Workload, track: Track, missing: int) -> Want | None:
     stat = track.stat
     if rule is None or not rule.page_cache_reclaim or stat is None:
         return None
@@ -171,12 +183,10 @@ def _judge(
     prev: Snapshot | None,
     now: Snapshot,
     workload: Workload,
-    given: tuple[State, Track, Want | None, int],
+    given: tuple[State, Track, Want, int],
 ) -> tuple[Reclaim | None, Track, Standing]:
     """Whether to ask now, and for how much."""
     state, track, want, budget = given
-    if want is None:
-        return None, track, Standing(workload.id, *_idle(config, workload, track))
     if track.in_flight:
         return None, track, Standing(workload.id, "reclaiming", want.text)
     track, stop = brake.check(
@@ -217,8 +227,7 @@ def _clean(track: Track) -> int:
     return max(stat.page_cache - stat.file_dirty - stat.file_writeback - mapped, 0)
 
 
-def _idle(config: Config, workload: Workload, track: Track) -> tuple[str, str]:
-    rule = _rule(config, workload)
+def _idle(rule: WorkloadRule | None, track: Track) -> tuple[str, str]:
     if rule is None or not rule.page_cache_reclaim:
         return "off", "page_cache_reclaim = false"
     marks = watermarks(rule)
