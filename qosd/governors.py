@@ -57,46 +57,22 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """How LS does by what the probes count."""
 
 
-class Shared(msgspec.Struct, frozen=True, gc=False):
-    """What BE may use, dealt out to its pools and workloads."""
-
-    pools_state: pools.State
-    budgets: tuple[pools.Budget, ...]
-    views: tuple[pools.PoolView, ...]
-    bandwidth_state: bandwidth.State
-    limits: tuple[Desired, ...]
-
-
-def share(
-    config: Config, prev: Snapshot | None, now: Snapshot, granted: allowance.Allowance, state: State
-) -> Shared:
-    """`config` is the one in force now: what `windows.apply` makes of it."""
-    pools_state, budgets, views = pools.decide(config, prev, now, granted, state.pools)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
-    return Shared(pools_state, budgets, views, bandwidth_state, limits)
-
-
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     config, opened = windows.apply(config, now)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = windows.explained(granted, opened)
-    shared = share(config, prev, now, granted, state)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
+    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
     overruns = overrun.decide(config, prev, now, state.overruns)
-    asked = cpuset.Asked(granted, shared.budgets, overruns)
+    asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
     baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     io_state, ios = io.decide(config, prev, now, state.io)
-    desired = (*weight.decide(config, now), *shared.limits, *masks, *lent, *oom.decide(config, now), *ios)
+    desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
     following = State(
-        allowance_state,
-        shared.bandwidth_state,
-        cpuset_state,
-        shared.pools_state,
-        overruns,
-        burst_state,
-        baseline_state,
+        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
     )
     following = msgspec.structs.replace(following, io=io_state)
-    view = CpuView(opened, shared.views, bursts, overrun.ineffective(now, overruns))
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
     return following, Decision(desired, granted, view, readings)

@@ -44,8 +44,6 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
     cores: float | None
     usage: Usage | None
     reason: Reason
-    squeeze: float = 1.0
-    """The part of it that an answered breach leaves; `cores` has it in already."""
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Allowance]:

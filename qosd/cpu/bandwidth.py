@@ -42,7 +42,7 @@ def decide(
     limited = [
         workload
         for workload in now.tier(Tier.BE)
-        if workload.setting("cpu.max") is not None and is_limited(config, workload, allowance.squeeze)
+        if workload.setting("cpu.max") is not None and is_limited(config, workload)
     ]
     claims = [_claim(config, prev, now, workload, state) for workload in limited]
     deadband = now.host.nr_cpus * config.cpu.bandwidth.deadband_down_pct / 100
@@ -135,7 +135,7 @@ def _desired(
     for workload in workloads:
         share = shares[workload.id]
         quota = max(round(share * period), _MIN_QUOTA_USEC)
-        if not has_target(config, workload, allowance.squeeze):
+        if not has_target(config, workload):
             text = f"{workload.name} may use {share:.2f} CPUs: cpu_max_pct of its rule, whatever is free"
             reason = Reason(f"{RULE}/own", text)
             yield from _with_burst(workload, CpuMax(quota, period), reason)

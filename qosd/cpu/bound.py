@@ -16,18 +16,15 @@ def rule_of(config: Config, workload: Workload) -> WorkloadRule | None:
     return next((rule for rule in config.workload if rule.name == workload.name), None)
 
 
-def is_limited(config: Config, workload: Workload, squeeze: float = 1.0) -> bool:
-    """Whether it has a cpu.max of ours: in calm, or while BE is squeezed."""
+def is_limited(config: Config, workload: Workload) -> bool:
+    """Whether it has a cpu.max of ours in calm."""
     rule = rule_of(config, workload)
-    return has_target(config, workload, squeeze) or (rule is not None and rule.cpu_max_pct is not None)
+    return has_target(config, workload) or (rule is not None and rule.cpu_max_pct is not None)
 
 
-def has_target(config: Config, workload: Workload, squeeze: float = 1.0) -> bool:
-    """Whether it is held to what some X leaves, and not only to a limit of its own.
-
-    A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write.
-    """
-    if config.cpu.bandwidth.enforce is Enforce.MAX or pauses(config) or squeeze < 1:
+def has_target(config: Config, workload: Workload) -> bool:
+    """Whether it is held to what some X leaves, and not only to a limit of its own."""
+    if config.cpu.bandwidth.enforce is Enforce.MAX or pauses(config):
         return True
     if config.pool and config.cpu.bandwidth.enforce is Enforce.NONE:
         return True

@@ -39,7 +39,7 @@ def sharing(
 ) -> Sharing:
     rooms = {
         each.id: room(config, now, granted, target_pct(config, each))
-        if has_target(config, each, granted.squeeze)
+        if has_target(config, each)
         else float(now.host.nr_cpus)
         for each in workloads
     }

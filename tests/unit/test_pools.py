@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from qosd import governors
 from qosd.config import Config, decode
 from qosd.cpu import degrade
-from qosd.cpu.allowance import Allowance
 from qosd.cpu.bandwidth import split
 from qosd.cpu.pools import Budget
 from qosd.cpu.share import Claim, Sharing, divide
 from qosd.model import CgroupId, CgroupSample, CpuMax, CpuStat, HostSample, Snapshot, Tier, Workload
-from qosd.plan import Reason
 from qosd.simulate import SCENARIOS, run
 
 NR_CPUS = 10
@@ -410,19 +408,6 @@ def test_in_calm_only_what_was_asked_for_by_name_is_limited() -> None:
     paused = limits_of(window + "pause_be = true", {"UTC": 0})
     assert sum(paused.values()) == pytest.approx(0.5)
     assert limits_of('pool = "p"\n' + pool).keys() == {"a", "b"}
-
-
-def test_a_squeeze_limits_all_be_also_where_it_has_no_limit_in_calm() -> None:
-    plant = Plant(decode(CALM))
-    plant.run(5, a=5.0, b=5.0)
-    assert plant.prev is not None
-    squeezed = Allowance(2.0, plant.state.allowance.history[-1], Reason("x", "y"), squeeze=0.25)
-    shared = governors.share(plant.config, plant.prev, plant.prev, squeezed, plant.state)
-
-    quotas = [wanted.setting for wanted in shared.limits if isinstance(wanted.setting, CpuMax)]
-    assert [quota.quota_usec for quota in quotas] == [10_000, 10_000]
-    calm = msgspec.structs.replace(squeezed, squeeze=1.0)
-    assert governors.share(plant.config, plant.prev, plant.prev, calm, plant.state).limits == ()
 
 
 ROOMS = st.lists(
