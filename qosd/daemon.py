@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -22,10 +23,11 @@ from qosd.host import probe_host, require
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
+from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
-from qosd.status import Status
+from qosd.status import DecisionRecord, Status
 from qosd.sys import DIRECTORY, Sys
 
 log = logging.getLogger("qosd")
@@ -41,6 +43,8 @@ class Paths(msgspec.Struct, frozen=True):
     cgroup_root: str | None = None
     proc: str = "/proc"
     sysfs: str = "/sys"
+    state: str | None = None
+    """Where what was learned outlives a restart; None: nowhere."""
 
 
 class TickTimes:
@@ -79,6 +83,8 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
+        self._remembered = Remembered(sys, paths.state, self._engine)
+        self._remembered.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -110,6 +116,7 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
+            self._remembered.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -182,6 +189,7 @@ class Daemon:
             self._log()
             return
         self._log()
+        self._remembered.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
@@ -244,13 +252,18 @@ class Daemon:
         engine = self._engine
         views: dict[str, object] = {
             "status": self.status,
-            "decisions": tuple(engine.records),
+            "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
         }
         if command == "snapshot" and engine.snapshot is not None:
             views["snapshot"] = plain(engine.snapshot)
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
+        if command in ("feed", "policy"):
+            return engine.hear(command, request, uid)
+        return self._change_for(uid, command, request)
+
+    def _change_for(self, uid: int, command: str, request: dict[str, Any]) -> dict[str, Any]:
         if command not in ("reload", "pause", "resume"):
             return {"error": f"unknown command {command!r}"}
         if uid != 0:
@@ -277,6 +290,11 @@ class Daemon:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _newest(records: Iterable[DecisionRecord], last: object) -> tuple[DecisionRecord, ...]:
+    everything = tuple(records)
+    return everything[-last:] if isinstance(last, int) and last > 0 else everything
 
 
 def _plain(quantity: object) -> object:

@@ -88,7 +88,7 @@ def is_quiet(config: Baseline, prev: Snapshot | None, now: Snapshot, signal: str
 
 def be_share_pct(prev: Snapshot | None, now: Snapshot) -> float | None:
     """BE's CPU use between two snapshots, in per cent of all CPUs."""
-    if prev is None or now.monotonic_usec <= prev.monotonic_usec:
+    if prev is None or now.monotonic_usec <= prev.monotonic_usec or now.host.nr_cpus == 0:
         return None
     used = 0
     for workload in now.tier(Tier.BE):
@@ -110,6 +110,13 @@ def runq_thresholds(readings: tuple[Reading, ...]) -> dict[CgroupId, int]:
 def moved(state: State, at_usec: int, away_usec: int) -> State:
     """What was saved by another boot or run, on the clock of this one."""
     return State({key: known.moved(at_usec, away_usec) for key, known in state.learned.items()})
+
+
+def as_of(state: State, at_usec: int) -> State:
+    """As it may be saved: nothing in it depends on when it was learned any more."""
+    return State(
+        {key: known.moved(at_usec, at_usec - known.since_usec) for key, known in state.learned.items()}
+    )
 
 
 def _intervals(probed: Probed | None) -> Iterator[tuple[str, Histogram]]:
