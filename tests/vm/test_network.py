@@ -194,7 +194,7 @@ def test_be_is_marked_on_the_wire_and_what_it_receives_is_limited(
         "curl -sf http://127.0.0.1:9753/metrics"
     )
 
-    wired.until("grep -q '\\[6, 5201' /var/tmp/seen && grep -q '\\[4, 5203' /var/tmp/seen")
+    wired.until('grep -q "6, 5201" /var/tmp/seen && grep -q "4, 5203" /var/tmp/seen')
     seen = {tuple(json.loads(line)) for line in wired.sh("grep '^\\[' /var/tmp/seen").splitlines()}
     assert {dscp for _, port, dscp, _ in seen if port == 5203} == {0}
     of_be = {dscp for _, port, dscp, _ in seen if port in (5201, 5202)}
