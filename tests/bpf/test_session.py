@@ -111,7 +111,7 @@ def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(
 
 
 def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[str], Any]) -> None:
-    """The clock of the snapshots is the test's. What was sent and not read must not wake the loop for ever."""
+    """The snapshots' clock is the test's. What was sent and not read must not wake the loop for ever."""
     ls, be = cgroup("ls"), cgroup("be")
     easily = msgspec.structs.replace(Config().ebpf.baseline, runq_cold=Duration(1_000))
     config = msgspec.structs.replace(Config().ebpf, probes=("runq",), max_overhead_pct=1e-6, baseline=easily)
