@@ -23,8 +23,12 @@ from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
 from qosd.schema.ebpf import Ebpf
 from qosd.schema.ebpf import check as check_ebpf
+from qosd.schema.io import Io
+from qosd.schema.io import check as check_io
 from qosd.schema.pools import Pool
 from qosd.schema.pools import check as check_pools
+from qosd.schema.signal import SignalRule
+from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 from qosd.schema.windows import Window
 from qosd.schema.windows import check as check_windows
@@ -79,6 +83,7 @@ class WorkloadRule(Section, frozen=True):
     pool: str | None = None
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
+    oom_group: bool = False
 
 
 DEFAULT_WORKLOADS = (
@@ -92,6 +97,7 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    io: Io = Io()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
@@ -101,6 +107,7 @@ class Config(Section, frozen=True):
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
     pool: tuple[Pool, ...] = ()
     window: tuple[Window, ...] = ()
+    signal: tuple[SignalRule, ...] = ()
 
 
 def decode(text: str) -> Config:
@@ -169,6 +176,7 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_io(config.io)
         or check_net(config.net)
         or check_ebpf(config.ebpf)
         or check_pools(config.pool)
@@ -184,8 +192,14 @@ def _check_together(config: Config) -> None:
         names.add(rule.name)
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
+        if rule.oom_group and rule.tier is not Tier.BE:
+            raise ConfigError(
+                f"workload[{index}].oom_group: only BE is killed as a whole; {rule.name!r} is LS"
+            )
     _check_overlap(config.workload)
     _check_egress(config)
+    ls_names = frozenset(rule.name for rule in config.workload if rule.tier is Tier.LS)
+    _refuse(check_signals(config.signal, ls_names))
 
 
 def _check_egress(config: Config) -> None:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
-from qosd.status import Status
+from qosd.status import DecisionRecord, Status
 from qosd.sys import DIRECTORY, Sys
 
 log = logging.getLogger("qosd")
@@ -251,13 +252,18 @@ class Daemon:
         engine = self._engine
         views: dict[str, object] = {
             "status": self.status,
-            "decisions": tuple(engine.records),
+            "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
         }
         if command == "snapshot" and engine.snapshot is not None:
             views["snapshot"] = plain(engine.snapshot)
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
+        if command in ("feed", "policy"):
+            return engine.hear(command, request, uid)
+        return self._change_for(uid, command, request)
+
+    def _change_for(self, uid: int, command: str, request: dict[str, Any]) -> dict[str, Any]:
         if command not in ("reload", "pause", "resume"):
             return {"error": f"unknown command {command!r}"}
         if uid != 0:
@@ -284,6 +290,11 @@ class Daemon:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _newest(records: Iterable[DecisionRecord], last: object) -> tuple[DecisionRecord, ...]:
+    everything = tuple(records)
+    return everything[-last:] if isinstance(last, int) and last > 0 else everything
 
 
 def _plain(quantity: object) -> object:

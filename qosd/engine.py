@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -11,13 +12,17 @@ from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
+from qosd.disks import Disks
 from qosd.egress import Change, Egress
+from qosd.feeds import Feeds
 from qosd.files import Key
 from qosd.interference import baseline
 from qosd.journal import Journal
-from qosd.model import Snapshot
+from qosd.model import Snapshot, Tier
 from qosd.plan import Ledger, Now, Plan, diff
+from qosd.policies import Policies
 from qosd.probes import Probes
+from qosd.schema.io import wants_disks
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -87,6 +92,9 @@ class Engine:
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self.probes = Probes(config)
+        self.feeds = Feeds(sys, config.signal)
+        self.policies = Policies()
+        self.disks = Disks(sys, host.proc, host.sysfs)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -113,6 +121,8 @@ class Engine:
         self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
         self.probes.reconfigure(config)
+        if config.signal != self.config.signal:
+            self.feeds.reconfigure(config.signal)
         self.config = config
 
     @property
@@ -146,6 +156,10 @@ class Engine:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
         now = msgspec.structs.replace(now, probed=self.probes.sample(now))
+        if wants_disks(self.config.io):
+            now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
+        if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
+            now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -218,8 +232,17 @@ class Engine:
     def close(self) -> None:
         self.note_network(self.egress.close())
         self.probes.close()
+        self.feeds.close()
+        self.policies.close()
         self._sensor.close()
         self._host.close()
+
+    def hear(self, command: str, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        """`feed` and `policy` of the control socket: what operators say of their services."""
+        if command == "feed":
+            return self.feeds.answer(request, uid)
+        ls_names = frozenset(rule.name for rule in self.config.workload if rule.tier is Tier.LS)
+        return self.policies.answer(request, uid, ls_names)
 
     def _note(self, report: Report) -> None:
         self.counters.add(report)
@@ -278,6 +301,8 @@ class Engine:
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
             cpu=decision.cpu,
+            feeds=now.feeds,
+            policies=self.policies.status(),
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

@@ -52,6 +52,18 @@ class DiskFacts(msgspec.Struct, frozen=True):
     name: str
     scheduler: str | None
     io_cost: bool
+    io_cost_model: str | None = None
+    """`auto`: the kernel's own of such disks; `user`: somebody measured it."""
+
+
+class IoFacts(msgspec.Struct, frozen=True):
+    """What the settings for single disks would meet; None in `Facts` while none is asked for."""
+
+    disks: tuple[str, ...]
+    unsupported: dict[str, str] = {}
+    """By mount point."""
+    latency_asked: bool = False
+    latency_there: bool | None = None
 
 
 class UplinkFacts(msgspec.Struct, frozen=True):
@@ -90,3 +102,4 @@ class Facts(msgspec.Struct, frozen=True):
     uplinks: tuple[UplinkFacts, ...] = ()
     probes: tuple[ProbeStatus, ...] | None = None
     """As the running daemon says; None: no daemon to ask."""
+    io: IoFacts | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import cpumetrics, exposition
+from qosd import cpumetrics, exposition, metrics_io
 from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
@@ -76,6 +76,7 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _workloads(status)
     yield from _settings(status)
     yield from cpumetrics.collect(status.cpu)
+    yield from metrics_io.collect(status, now)
     if status.net is not None:
         yield from network.collect(status.net)
     if status.ebpf is not None:
