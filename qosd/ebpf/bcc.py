@@ -16,14 +16,14 @@ from typing import Any
 from qosd.ebpf.errors import BccMissingError, BpfError, NotByBccError, RefusedError
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
-from qosd.ebpf.runq import PROGRAMS, pairs
+from qosd.ebpf.runq import PROGRAMS, RunqOptions, pairs
 from qosd.ebpf.tracing import ALL, Probe, Tracing, TracingOptions, possible_cpus
 
 DIST_PACKAGES = "/usr/lib/python3/dist-packages"
 NAME = "runq.bcc"
 
-_HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
-_NAMES = {".data.runq": "runq_settings"}
+HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
+NAMES = {".data.runq": "runq_settings"}
 _RAW_TRACEPOINT = 17
 """BPF_PROG_TYPE_RAW_TRACEPOINT"""
 
@@ -42,7 +42,7 @@ class BccObject:
 
     def map(self, name: str) -> Map:
         if name not in self._opened:
-            table = self._bpf[_NAMES.get(name, name)]
+            table = self._bpf[NAMES.get(name, name)]
             self._opened[name] = Map.of_fd(self._library, table.map_fd, name)
         return self._opened[name]
 
@@ -52,7 +52,7 @@ class BccObject:
         return ring
 
     def attach(self, program: str) -> int:
-        hook = _HOOKS[program]
+        hook = HOOKS[program]
         self._bpf.attach_raw_tracepoint(tp=hook, fn_name=program)
         link = int(self._bpf.raw_tracepoint_fds[hook.encode()])
         self._links[link] = hook
@@ -80,17 +80,9 @@ def open_tracing(library: Library, options: TracingOptions) -> Tracing:
     bcc = _import_bcc()
     cpus = possible_cpus(library)
     source = importlib.resources.files("qosd.ebpf") / "probes" / f"{NAME}.c"
-    definitions = {
-        "CPUS": cpus,
-        "SLOTS": options.runq.max_workloads + 1,
-        "PAIRS": pairs(options.runq, cpus),
-        "BLAME_FLOOR_NS": f"{options.runq.blame_floor_ns}ull",
-        "EVENT_GAP_NS": f"{options.runq.event_gap_ns}ull",
-    }
-    flags = [f"-D{name}={value}" for name, value in definitions.items()]
     _show_headers()
     try:
-        bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=flags)
+        bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=definitions(options.runq, cpus))
         loaded = BccObject(library, bpf)
     except Exception as error:  # noqa: BLE001 - what bcc raises; it has said the rest on stderr
         raise RefusedError(NAME, None, str(error), str(error)) from None
@@ -103,6 +95,18 @@ def open_tracing(library: Library, options: TracingOptions) -> Tracing:
         loaded.close()
         raise
     return tracing
+
+
+def definitions(options: RunqOptions, cpus: int) -> list[str]:
+    """What the program takes from its compiler's command line."""
+    values = {
+        "CPUS": cpus,
+        "SLOTS": options.max_workloads + 1,
+        "PAIRS": pairs(options, cpus),
+        "BLAME_FLOOR_NS": f"{options.blame_floor_ns}ull",
+        "EVENT_GAP_NS": f"{options.event_gap_ns}ull",
+    }
+    return [f"-D{name}={value}" for name, value in values.items()]
 
 
 def _import_bcc() -> ModuleType:
