@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import os
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,8 @@ NAME = "runq.bcc"
 
 HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
 NAMES = {".data.runq": "runq_settings"}
+_COMMON = re.compile(r"^include (/\S+)/Makefile", re.MULTILINE)
+_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 _RAW_TRACEPOINT = 17
 """BPF_PROG_TYPE_RAW_TRACEPOINT"""
 
@@ -80,9 +83,9 @@ def open_tracing(library: Library, options: TracingOptions) -> Tracing:
     bcc = _import_bcc()
     cpus = possible_cpus(library)
     source = importlib.resources.files("qosd.ebpf") / "probes" / f"{NAME}.c"
-    _show_headers()
+    flags = [*definitions(options.runq, cpus), *headers()]
     try:
-        bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=definitions(options.runq, cpus))
+        bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=flags)
         loaded = BccObject(library, bpf)
     except Exception as error:  # noqa: BLE001 - what bcc raises; it has said the rest on stderr
         raise RefusedError(NAME, None, str(error), str(error)) from None
@@ -122,9 +125,23 @@ def _import_bcc() -> ModuleType:
     return bcc
 
 
-def _show_headers() -> None:
-    """A sandbox may hide /lib/modules, where bcc looks for the way to the headers."""
-    release = os.uname().release
-    headers = f"/usr/src/linux-headers-{release}"
-    if not os.path.isdir(f"/lib/modules/{release}/build") and os.path.isdir(headers):
-        os.environ.setdefault("BCC_KERNEL_SOURCE", headers)
+def headers(root: str = "/") -> list[str]:
+    """Flags for the kernel's headers where /lib/modules, at which bcc looks for them, is hidden by a sandbox.
+
+    Debian's are in two directories: what one configuration generated, and what all have in common, where
+    bcc's own relative paths lead once BCC_KERNEL_SOURCE is set to it.
+    """
+    release, machine = os.uname().release, os.uname().machine
+    build = f"{root}usr/src/linux-headers-{release}"
+    if os.path.isdir(f"{root}lib/modules/{release}/build"):
+        return []
+    try:
+        with open(f"{build}/Makefile", encoding="utf-8") as makefile:
+            common = _COMMON.search(makefile.read())
+    except OSError:
+        return []
+    if common is None:
+        return []
+    os.environ["BCC_KERNEL_SOURCE"] = common[1]
+    arch = f"arch/{_ARCHITECTURES.get(machine, machine)}/include/generated"
+    return [f"-I{build}/{path}" for path in (arch, "include", f"{arch}/uapi", "include/generated/uapi")]
