@@ -23,6 +23,7 @@ from qosd.host import probe_host, require
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
+from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
@@ -42,6 +43,8 @@ class Paths(msgspec.Struct, frozen=True):
     cgroup_root: str | None = None
     proc: str = "/proc"
     sysfs: str = "/sys"
+    state: str | None = None
+    """Where what was learned outlives a restart; None: nowhere."""
 
 
 class TickTimes:
@@ -80,6 +83,8 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
+        self._remembered = Remembered(sys, paths.state, self._engine)
+        self._remembered.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -111,6 +116,7 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
+            self._remembered.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -183,6 +189,7 @@ class Daemon:
             self._log()
             return
         self._log()
+        self._remembered.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error

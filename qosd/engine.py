@@ -16,7 +16,7 @@ from qosd.disks import Disks
 from qosd.egress import Change, Egress
 from qosd.feeds import Feeds
 from qosd.files import Key, interface_file
-from qosd.interference.baseline import runq_thresholds
+from qosd.interference import baseline
 from qosd.journal import Journal
 from qosd.model import Snapshot, Tier
 from qosd.plan import Ledger, Now, Plan, diff
@@ -126,6 +126,15 @@ class Engine:
         self.config = config
 
     @property
+    def baselines(self) -> baseline.State:
+        """What is normal for LS, as learned so far."""
+        return self._state.baseline
+
+    @baselines.setter
+    def baselines(self, learned: baseline.State) -> None:
+        self._state = msgspec.structs.replace(self._state, baseline=learned)
+
+    @property
     def snapshot(self) -> Snapshot | None:
         """What the last tick saw."""
         return self._prev
@@ -164,7 +173,7 @@ class Engine:
         self._note(report)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
+        self.probes.set_thresholds(baseline.runq_thresholds(decision.readings), now)
         built = msgspec.structs.replace(
             self._status(prev, now, decision, plan, report, files),
             net=net,

@@ -148,6 +148,7 @@ RANGES = [
     ("ebpf.baseline.quantile", ["0.5", "0.999"], ["0", "1"]),
     ("ebpf.baseline.factor", ["1", "1000"], ["0.9", "1001"]),
     ("ebpf.baseline.half_life", ['"1min"', '"720h"'], ['"59s"', '"721h"']),
+    ("ebpf.baseline.checkpoint", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
     ("ebpf.baseline.min_learned", ["1", "1000000"], ["0"]),
     ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
     *(
