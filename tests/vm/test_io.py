@@ -19,6 +19,8 @@ def reading(idle: Guest) -> Guest:
     """LS and BE read the disk under the root filesystem past any cache, and the operator limits another one."""
     guest = idle
     guest.sh("modprobe loop; truncate -s 8M /var/tmp/theirs; losetup /dev/loop0 /var/tmp/theirs")
+    # Slices that nobody needs go; this one stays, so that its files are the same ones afterwards.
+    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
     for tier, block in (("ls", "4k"), ("be", "256k")):
         guest.sh(
             f"systemd-run -q --collect --unit=test-{tier}-reader --slice={tier}.slice bash -c "
