@@ -3,7 +3,7 @@
 `make bench-memory`. In the lab's guest, with little memory so that four times of it are soon read. Counts and
 same-run ratios only: emulated time says nothing. Modes take turns, each round with fresh cgroups:
 
-protect  LS reads a hot set of files again and again, BE streams 4x RAM from a disk; once with the default
+protect  LS reads a hot set of files every 20 s, BE streams 4x RAM from a disk; once with the default
          qosd (LS in a slice with no protection of its own, so that all of it is qosd's), once without.
 reclaim  BE holds cold cache and a hot set that it works on; once with page_cache_high, once without.
 """
@@ -23,6 +23,8 @@ MIB = 1 << 20
 RAM = "1G"
 HOT_MIB = 160
 STREAM = 4 * 1024  # MiB
+PASSES = 3  # of a third more than RAM each: BE refaults, and its pages count as used
+LS_PAUSE = 20  # seconds between two passes of LS over its hot set: kept busy, the kernel keeps it by itself
 COLD_MIB, BE_HOT_MIB = 400, 60
 RECLAIM_SECONDS = 40
 
@@ -30,7 +32,7 @@ PROGRAM = '''
 """hot FILE: reads a file again and again and counts the passes; resident FILE: the pages of it in RAM."""
 import ctypes, json, mmap, os, sys, time
 
-def hot(path, report):
+def hot(path, report, pause):
     fd = os.open(path, os.O_RDONLY)
     size = os.fstat(fd).st_size
     passes = 0
@@ -41,7 +43,7 @@ def hot(path, report):
         with open(report + ".new", "w") as file:
             file.write(str(passes))
         os.rename(report + ".new", report)
-        time.sleep(0.2)
+        time.sleep(float(pause) if passes >= 4 else 0.2)
 
 def resident(path):
     libc = ctypes.CDLL(None, use_errno=True)
@@ -111,8 +113,10 @@ class Guest:
             f"systemd-run -q --collect -p MemoryAccounting=yes --unit=bench-{name} --slice={slice_} {command}"
         )
 
-    def hot(self, slice_: str, file: str) -> None:
-        self.run_in(slice_, file, f"python3 /var/tmp/load.py hot /var/tmp/{file} /var/tmp/{file}.passes")
+    def hot(self, slice_: str, file: str, pause: float = 0.2) -> None:
+        self.run_in(
+            slice_, file, f"python3 /var/tmp/load.py hot /var/tmp/{file} /var/tmp/{file}.passes {pause}"
+        )
 
     def passes(self, file: str) -> int:
         return int(self.sh(f"cat /var/tmp/{file}.passes 2>/dev/null || echo 0"))
@@ -139,17 +143,16 @@ class Guest:
 
 def protect(guest: Guest, mode: str) -> dict[str, Any]:
     guest.clean()
-    guest.hot("hot.slice", "hot")
-    guest.until_passes("hot", 3)
+    guest.hot("hot.slice", "hot", LS_PAUSE)
+    guest.until_passes("hot", 4)
     if mode == "qosd":
         guest.qosd(PROTECT_CONFIG)
         guest.sh("until [ $(cat /sys/fs/cgroup/hot.slice/memory.low) -gt 0 ]; do sleep 0.5; done", 300)
     refaults = guest.stat("hot.slice", "workingset_refault_file")
-    guest.run_in(
-        "be.slice", "stream", f"dd if=/dev/disk/by-id/virtio-disk0 of=/dev/null bs=1M count={STREAM}"
-    )
+    read = f"dd if=/dev/disk/by-id/virtio-disk0 of=/dev/null bs=1M count={STREAM // PASSES} status=none"
+    guest.run_in("be.slice", "stream", f"bash -c 'for _ in $(seq {PASSES}); do {read}; done'")
     seen = []
-    while guest.sh("systemctl is-active bench-stream || true").strip() == "active":
+    while guest.sh("sleep 4; systemctl is-active bench-stream || true").strip() == "active":
         seen.append(guest.resident("hot"))
     return {
         "resident_min": min(seen),
