@@ -64,9 +64,17 @@ class Actuator:
             except OSError as error:
                 # Without a journal nothing is written: what cannot be undone is not done.
                 return following, Report(tuple(applied), restored, f"journal: {error}")
-            following[write.key] = _remember(following.get(write.key, FileState()), done, now_usec, backoff)
+            state = _remember(following.get(write.key, FileState()), done, now_usec, backoff)
+            following[write.key] = self._as_on_file(write.key, state)
             applied.append(done)
         return following, Report(tuple(applied), restored)
+
+    def _as_on_file(self, key: Key, state: FileState) -> FileState:
+        """The journal knows an original that what stood there before the write does not show."""
+        entry = self._journal.entries.get(key)
+        if entry is None or state.original is None:
+            return state
+        return msgspec.structs.replace(state, original=entry.original)
 
     def _restore(
         self, keys: tuple[Key, ...], ledger: dict[Key, FileState], now_usec: int, backoff: Backoff
@@ -144,7 +152,14 @@ class Actuator:
         if held is not None and write.old in held.ours:
             return Entry(write.path, held.original, (write.new, write.old), weight)
         original = write.old if state.original is None else state.original
-        return Entry(write.path, original, (write.new,), weight)
+        return Entry(write.path, self._left_by_idle(write) or original, (write.new,), weight)
+
+    def _left_by_idle(self, write: Write) -> str | None:
+        """The weight that a half-done restore of cpu.idle still owes the group: what stands is the reset."""
+        if write.key.file != "cpu.weight" or write.old != RESET_WEIGHT:
+            return None
+        idle = self._journal.entries.get(Key(write.key.cgroup_id, "cpu.idle"))
+        return idle.weight if idle is not None else None
 
     def _weight_to_give_back(self, dir_fd: int, write: Write) -> str | None:
         """With cpu.idle: the weight that leaving it must give back.

@@ -225,7 +225,11 @@ def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
     except OSError as error:
         if error.errno != errno.ENOSPC or key.file != "cpuset.cpus" or entry.original:
             raise
-        cpus = _widen(sys, dir_fd, key.file)
+        try:
+            cpus = _widen(sys, dir_fd, key.file)
+        except OSError:
+            # What the parent lacks says nothing of this cgroup: a restore that failed, not one that is gone.
+            raise error from None
         return Outcome(
             key, entry.path, "widened", f"to {cpus}: the kernel keeps a mask while there are tasks"
         )
