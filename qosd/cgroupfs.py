@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import assert_never
 
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuStat, CpuWeight, Max, Setting
+from qosd.model import (
+    MAX,
+    CgroupFreeze,
+    CpuIdle,
+    CpuMax,
+    CpuMaxBurst,
+    CpusetCpus,
+    CpuStat,
+    CpuWeight,
+    Max,
+    Setting,
+)
 from qosd.topology import format_cpulist, parse_cpulist
 
 _U64_DIGITS = 20
@@ -42,6 +53,11 @@ def parse_flat_keyed(raw: bytes, file: str) -> dict[bytes, int]:
         raise Malformed(file, raw.decode("latin-1")) from None
 
 
+def parse_events(raw: bytes, file: str) -> dict[str, int]:
+    """cgroup.events or memory.events. A file without a key that was counted before is never read as 0."""
+    return {key.decode("latin-1"): value for key, value in parse_flat_keyed(raw, file).items()}
+
+
 def parse_cpu_stat(raw: bytes) -> CpuStat:
     stat = parse_flat_keyed(raw, "cpu.stat")
     try:
@@ -71,6 +87,8 @@ def parse_setting(file: str, text: str) -> Setting:
             if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
                 raise Malformed(file, text)
             return CpuMax(parse_limit(fields[0], file), parse_count(fields[1], file))
+        case "cgroup.freeze":
+            return CgroupFreeze(bool(parse_count(raw, file)))
         case "cpu.max.burst":
             return CpuMaxBurst(parse_count(raw, file))
         case "cpu.weight":
@@ -92,6 +110,8 @@ def format_setting(setting: Setting) -> str:
             return str(setting.burst_usec)
         case CpuWeight():
             return str(setting.weight)
+        case CgroupFreeze():
+            return "1" if setting.frozen else "0"
         case CpuIdle():
             return "1" if setting.idle else "0"
         case CpusetCpus():

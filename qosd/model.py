@@ -81,6 +81,10 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     sample: CgroupSample
     files: dict[str, str]
     """Interface files a governor may want to write, as read (stripped): the ground truth for `diff`."""
+    events: dict[str, int] = {}
+    """cgroup.events: `populated`, `frozen`. Empty where it could not be read."""
+    memory_events: dict[str, int] = {}
+    """memory.events, the cgroups below included; empty where it could not be read."""
 
     @property
     def id(self) -> CgroupId:
@@ -165,7 +169,12 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
     cpus: tuple[int, ...]
 
 
-Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
+class CgroupFreeze(msgspec.Struct, frozen=True, gc=False, tag="cgroup.freeze", tag_field="file"):
+    file: ClassVar[str] = "cgroup.freeze"
+    frozen: bool
+
+
+Setting = CgroupFreeze | CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 

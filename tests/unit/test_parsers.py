@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qosd import cgroupfs, procfs, psi, topology
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuWeight, Setting, Stall
+from qosd.model import MAX, CgroupFreeze, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuWeight, Setting, Stall
 
 U64 = st.integers(0, (1 << 64) - 1)
 CPU_STAT = b"usage_usec 100\nuser_usec 60\nsystem_usec 40\n"
@@ -122,6 +122,7 @@ def test_malformed_names_the_file_and_quotes_the_text() -> None:
 
 SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMax, st.just(MAX) | U64, U64),
+    st.builds(CgroupFreeze, st.booleans()),
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),
