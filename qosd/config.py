@@ -21,6 +21,8 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.interference import Interference
+from qosd.schema.interference import check as check_interference
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 
 
@@ -70,6 +72,7 @@ class WorkloadRule(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
+    kill: bool = False
 
 
 DEFAULT_WORKLOADS = (
@@ -86,6 +89,7 @@ class Config(Section, frozen=True):
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
+    interference: Interference = Interference()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
@@ -158,6 +162,7 @@ def _check_together(config: Config) -> None:
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
         or check_net(config.net)
+        or check_interference(config.interference)
     )
     names: set[str] = set()
     for index, rule in enumerate(config.workload):
@@ -166,6 +171,8 @@ def _check_together(config: Config) -> None:
                 f"workload[{index}].name: {rule.name!r} is used twice; give each rule its own name"
             )
         names.add(rule.name)
+        if rule.kill and rule.tier is not Tier.BE:
+            raise ConfigError(f"workload[{index}].kill: only BE is killed; {rule.name!r} is {rule.tier}")
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
     _check_overlap(config.workload)

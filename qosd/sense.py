@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from qosd import cgroupfs, discover, procfs, psi, topology
+from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone
@@ -30,13 +31,26 @@ _SYSTEMD = "/run/systemd"
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat", "watched")
+    __slots__ = (
+        "below",
+        "dir_fd",
+        "events",
+        "files",
+        "last",
+        "match",
+        "memory_events",
+        "settings",
+        "stat",
+        "watched",
+    )
 
     def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
         self.match = match
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.events = keep(sys, dir_fd, "cgroup.events", lambda raw: parse_events(raw, "cgroup.events"))
+        self.memory_events: KeptFile[dict[str, int]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
         self.last: CgroupSample | None = None
@@ -48,16 +62,20 @@ class Root:
         if None in self.files:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
+        if self.memory_events is None:
+            self.memory_events = keep(
+                sys, self.dir_fd, "memory.events", lambda raw: parse_events(raw, "memory.events")
+            )
         for file in self.watched:
             if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 2 + FILES + len(self.settings)
+        return 4 + FILES + len(self.settings)
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
-        for kept in (self.stat, *self.settings.values()):
+        for kept in (self.stat, self.events, self.memory_events, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -204,6 +222,8 @@ class Sensor:
         try:
             root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
             below = read_kept(root.stat, match.path, unknown)
+            events = read_kept(root.events, match.path, unknown)
+            memory_events = read_kept(root.memory_events, match.path, unknown)
             files = {
                 file: value
                 for file, kept in root.settings.items()
@@ -215,7 +235,15 @@ class Sensor:
         if below != root.below:
             root.below = below
             self._rescan_due = True
-        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
+        return Workload(
+            match.rule.name,
+            match.rule.tier,
+            match.rule.priority,
+            root.last,
+            files,
+            events or {},
+            memory_events or {},
+        )
 
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())

@@ -75,6 +75,21 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     return State(history, cores), Allowance(cores, usage, reason)
 
 
+def squeezed(config: Config, allowance: Allowance, factor: float) -> Allowance:
+    """What interference leaves of the allowance. The floor holds; the formula's own memory is untouched."""
+    if factor >= 1 or allowance.cores is None or allowance.usage is None:
+        return allowance
+    floor = allowance.usage.capacity * config.cpu.bandwidth.floor_pct / 100
+    cores = min(max(allowance.cores * factor, floor), allowance.cores)
+    reason = msgspec.structs.replace(
+        allowance.reason,
+        text=f"BE may use {cores:.2f} CPUs, {factor:.0%} of its allowance, since LS waits through it:"
+        f" {allowance.reason.text}",
+        clamp="interference",
+    )
+    return Allowance(cores, allowance.usage, reason)
+
+
 def _hold(bandwidth: CpuBandwidth, state: State) -> tuple[State, Allowance]:
     """Use is unknown: keep what is in force, and give it up when that lasts too long. Never tighten."""
     unknown_ticks = state.unknown_ticks + 1
