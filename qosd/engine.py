@@ -9,10 +9,12 @@ import msgspec
 
 from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
+from qosd.answering import Answering
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.egress import Change, Egress
 from qosd.files import Key
+from qosd.interference import governor as interference
 from qosd.journal import Journal
 from qosd.model import Snapshot
 from qosd.plan import Ledger, Now, Plan, diff
@@ -83,6 +85,7 @@ class Engine:
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.answering = Answering(sys, root_fd, journal.directory, self._protected)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -130,6 +133,7 @@ class Engine:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
         prev = self._continuous(self._prev, now)
+        self._keep_interference(self.answering.before(self._state.interference, now))
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
             Key(workload.id, file): text
@@ -140,11 +144,32 @@ class Engine:
         self._prev = now
         self.counters.ticks += 1
         self._note(report)
+        self._answer(decision, now, enforce=self.mode == Mode.ENFORCE.value and report.journal_error is None)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
         built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
+
+    @property
+    def interference_state(self) -> interference.State:
+        """Verdicts, rungs and kills as they stand."""
+        return self._state.interference
+
+    def _keep_interference(self, state: interference.State) -> None:
+        self._state = msgspec.structs.replace(self._state, interference=state)
+
+    def _answer(self, decision: governors.Decision, now: Snapshot, *, enforce: bool) -> None:
+        """The one-shot effects, after the writes that make way for them."""
+        state, records = self.answering.after(
+            decision.interference, now, self._state.interference, enforce=enforce
+        )
+        self._keep_interference(state)
+        self._record(
+            tuple(
+                msgspec.structs.replace(record, id=self._next_record + n) for n, record in enumerate(records)
+            )
+        )
 
     def _continuous(self, prev: Snapshot | None, now: Snapshot) -> Snapshot | None:
         """The snapshot to take rates from: none across a suspend, whose time no monotonic clock counted."""
@@ -254,6 +279,7 @@ class Engine:
             sensors=self._sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            interference=self.answering.view(self.config, now, self._state.interference),
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

@@ -9,6 +9,7 @@ from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
 from qosd.files import Key
 from qosd.governors import Decision
+from qosd.interference.view import InterferenceView
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
@@ -106,6 +107,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    interference: InterferenceView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
