@@ -86,3 +86,5 @@ class Facts(msgspec.Struct, frozen=True):
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
     uplinks: tuple[UplinkFacts, ...] = ()
+    oomd_slices: tuple[str, ...] = ()
+    """Slices of workloads in which systemd-oomd is told to kill."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import exposition
+from qosd import exposition, ladder_metrics
 from qosd.engine import Engine
 from qosd.exposition import (
     CounterMetricFamily,
@@ -62,6 +62,7 @@ def _collect_now(source: Source) -> Iterator[Metric]:
 def collect(source: Source, now: float) -> Iterator[Metric]:
     """Every family; `now` is the wall clock. A value that is not known has no sample."""
     yield from _own(source)
+    yield from ladder_metrics.totals(source.engine.answering.totals)
     status = source.status
     if status is None:
         return
@@ -74,6 +75,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _tiers(status)
     yield from _workloads(status)
     yield from _settings(status)
+    if status.interference is not None:
+        yield from ladder_metrics.current(status.interference)
     if status.net is not None:
         yield from network.collect(status.net)
 

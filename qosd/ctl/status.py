@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, network, screen
+from qosd.ctl import client, network, screen, verdicts
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -50,6 +50,8 @@ def render(status: Status, now: float, width: int) -> Group:
         Text(),
         *_settings(status, width),
     ]
+    if status.interference is not None and (lines := verdicts.section(status.interference)):
+        parts += [Text(), *lines]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
     if status.refused:
