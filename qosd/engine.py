@@ -273,7 +273,7 @@ class Engine:
             config="",
             config_error=None,
             host=status.host_status(now, usage),
-            tiers=status.tier_status(decision),
+            tiers=status.tier_status(prev, now, decision),
             workloads=tuple(status.workload_status(prev, now, workload) for workload in now.workloads),
             settings=status.setting_status(decision.desired, plan, self._ledger, files, report),
             sensors=self._sensors(now),

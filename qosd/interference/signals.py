@@ -14,8 +14,8 @@ import msgspec
 from qosd.model import CgroupId, CgroupSample, Pressure, Snapshot, Tier, Workload
 from qosd.plan import Input
 from qosd.schema.interference import Interference
+from qosd.stalls import waited
 
-_USEC_PCT = 100.0
 _MEMORY_MAX = 512  # ticks that a baseline remembers with equal weight; older ones fade
 _HIGHEST_PCT = 95.0  # a stall share cannot rise far above this, so no threshold may ask for it
 
@@ -63,14 +63,6 @@ Baselines = dict[BaselineKey, Baseline]
 """Treated as a frozen value."""
 
 
-def stall_pct(before: Pressure | None, after: Pressure | None, elapsed_usec: int) -> float | None:
-    """The share of time in which some task waited; None where it is unknown or the counter went back."""
-    if before is None or after is None or elapsed_usec <= 0:
-        return None
-    delta = after.some.total - before.some.total
-    return min(_USEC_PCT * delta / elapsed_usec, _USEC_PCT) if delta >= 0 else None
-
-
 def from_pressure(
     config: Interference, prev: Snapshot, now: Snapshot, baselines: Baselines
 ) -> tuple[Signal, ...]:
@@ -93,9 +85,10 @@ def _of_workload(
     before, after = pair
     elapsed = now.monotonic_usec - prev.monotonic_usec
     for kind, points in thresholds(config).items():
-        value = stall_pct(_pressure(before.sample, kind), _pressure(after.sample, kind), elapsed)
-        if value is None:
+        share = waited(_pressure(before.sample, kind), _pressure(after.sample, kind), elapsed)
+        if share is None:
             continue
+        value = share * 100
         name = f"{kind}.pressure"
         known = baselines.get(BaselineKey(after.id, name), Baseline())
         learned = known.ticks >= config.baseline_ticks

@@ -29,7 +29,7 @@ class CpuWeights(Section, frozen=True):
 
 
 class CpuBandwidth(Section, frozen=True):
-    enforce: Enforce = Enforce.MAX
+    enforce: Enforce = Enforce.NONE
     period: Duration = Duration(10_000)
     mean: Duration = Duration(0)
     up_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0

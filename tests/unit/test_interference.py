@@ -274,7 +274,7 @@ def test_the_squeeze_reaches_the_limit_of_be_and_never_goes_below_its_floor() ->
             if isinstance(wanted.setting, CpuMax) and isinstance(wanted.setting.quota_usec, int)
         ]
 
-    assert limits[0] == pytest.approx(2.8, abs=0.01)
+    assert limits[0] == pytest.approx(0.7 * 2.8, abs=0.01), "no quota in calm"
     assert limits[-1] == pytest.approx(0.25 * 2.8, abs=0.01)
     assert sorted(limits, reverse=True) == limits
     assert "since LS waits through it" in decision.allowance.reason.text

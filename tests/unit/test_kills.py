@@ -18,6 +18,7 @@ from qosd.interference.kills import Effect, Means, Spent
 from qosd.interference.ladder import Rung
 from qosd.interference.signals import Kind
 from qosd.model import CgroupId, CgroupSample, CpuMax, Tier
+from qosd.schema.cpu import Cpu, CpuBandwidth, Enforce
 from qosd.schema.interference import Interference, Kill, MaxAnswer
 from qosd.schema.units import Duration
 
@@ -32,7 +33,8 @@ def config(answer: MaxAnswer = MaxAnswer.KILL, *, kill: bool = True, **changes: 
         WorkloadRule(name="worse", tier=Tier.BE, match=("worse.slice",), priority=5, kill=kill),
     )
     section = Interference(answer=answer, freeze_lease=Duration(3 * SECOND), kill=Kill(**changes))
-    return Config(interference=section, workload=rules)
+    bandwidth = CpuBandwidth(enforce=Enforce.MAX)
+    return Config(interference=section, workload=rules, cpu=Cpu(bandwidth=bandwidth))
 
 
 def stage(settings: Config | None = None, *, free: int = 500 * MIB, two_be: bool = False) -> Stage:
