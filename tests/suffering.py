@@ -66,6 +66,8 @@ class Stage:
         self.below: tuple[CgroupSample, ...] = ()
         self.prev: Snapshot | None = None
         self.state = governors.State()
+        self.frozen: frozenset[CgroupId] = frozenset()
+        self.unfreezable: frozenset[CgroupId] = frozenset()
 
     def snapshot(self, seconds: float = 1.0, **what: Any) -> Snapshot:
         """Time passes; `be`, `ls`, `other_ls`, `system` in CPUs, `*_wait` as shares, `*_grown` in bytes."""
@@ -123,7 +125,7 @@ class Stage:
             TIERS[cgroup_id],
             cgroup_id,
             sample,
-            FILES,
+            {**FILES, "cgroup.freeze": "1" if cgroup_id in self.frozen else "0"},
             {"populated": 1, "frozen": 0},
             events,
         )
@@ -139,4 +141,5 @@ class Stage:
         now = self.snapshot(seconds, **what)
         self.state, decision = governors.decide(self.config, self.prev, now, self.state)
         self.prev = now
+        self.frozen = frozenset(decision.interference.answer.freeze) - self.unfreezable
         return decision.interference

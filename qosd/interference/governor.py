@@ -9,7 +9,7 @@ from qosd.errors import Malformed
 from qosd.interference import kills, ladder, victims
 from qosd.interference.activity import Frame, be_share_of_capacity
 from qosd.interference.blame import Blame, Cause, judge
-from qosd.interference.kills import Effect
+from qosd.interference.kills import Effect, Means
 from qosd.interference.ladder import Ladder, May, Rung
 from qosd.interference.signals import BaselineKey, Baselines, Kind, Signal, from_pressure, learn
 from qosd.interference.verdict import Docket, Evidence, Hearing, Verdict, evidence, forget, hear
@@ -142,6 +142,7 @@ def _kill(config: Config, now: Snapshot, state: State, memory: Evidence) -> tupl
         kill = msgspec.structs.replace(kill, hot_since=None)
     elif memory is Evidence.HOT and kill.hot_since is None:
         kill = msgspec.structs.replace(kill, hot_since=now.monotonic_usec)
+    kill = msgspec.structs.replace(kill, tried=_tried(now, state))
     following, effect = kills.proceed(config.interference.kill, kill, now)
     ladders = dict(state.ladders)
     under_way = ladders.get(Kind.MEMORY, Ladder())
@@ -152,6 +153,14 @@ def _kill(config: Config, now: Snapshot, state: State, memory: Evidence) -> tupl
             under_way, rung=Rung.KILL, since_usec=now.monotonic_usec
         )
     return msgspec.structs.replace(state, kill=following, ladders=ladders), (effect,) if effect else ()
+
+
+def _tried(now: Snapshot, state: State) -> frozenset[CgroupId]:
+    rung = state.ladders.get(Kind.MEMORY, Ladder()).rung
+    if rung is Rung.IDLE:
+        return frozenset()
+    frozen = {each.id for each in now.tier(Tier.BE) if each.setting("cgroup.freeze") == "1"}
+    return state.kill.tried | frozen if rung is Rung.FREEZE else state.kill.tried
 
 
 def _climb(
@@ -182,7 +191,9 @@ def _climb(
     if chosen is None or ladders[Kind.MEMORY].rung is not Rung.TERM or state.kill.pending is not None:
         return state, tuple(moves), ()
     kill, effect = kills.begin(section.kill, state.kill, now, chosen, ranked)
-    return msgspec.structs.replace(state, kill=kill), tuple(moves), (effect,)
+    if effect.means is Means.KILL:
+        ladders[Kind.MEMORY] = msgspec.structs.replace(ladders[Kind.MEMORY], rung=Rung.KILL)
+    return msgspec.structs.replace(state, kill=kill, ladders=ladders), tuple(moves), (effect,)
 
 
 def _ranked(config: Config, now: Snapshot, state: State) -> tuple[victims.Candidate, ...]:

@@ -69,6 +69,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
     spent: tuple[Spent, ...] = ()
     hot_since: int | None = None
     """Since when BE has kept an LS workload waiting for memory."""
+    tried: frozenset[CgroupId] = frozenset()
+    """The workloads that were seen frozen since the ladder left idle: wanting it is not having tried it."""
 
 
 def budget(config: Kill, spent: tuple[Spent, ...], boottime_usec: int) -> Left:
@@ -102,7 +104,8 @@ def choose(
     """The victim if every rule for a kill holds now, else None."""
     if not _due(config, answer, state, now) or budget(config, state.spent, now.boottime_usec).now < 1:
         return None
-    return next((each for each in ranked if each.kill_rank == 1), None)
+    first = next((each for each in ranked if each.kill_rank == 1), None)
+    return first if first is not None and first.root_id in state.tried else None
 
 
 def exhausted(config: Kill, answer: MaxAnswer, state: State, now: Snapshot) -> bool:

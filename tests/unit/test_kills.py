@@ -114,6 +114,15 @@ def test_each_rule_alone_forbids_a_kill(settings: Config, free: int) -> None:
     assert outcomes[-1].verdicts
 
 
+def test_a_freeze_that_was_wanted_and_never_in_force_was_not_tried() -> None:
+    made = stage()
+    made.unfreezable = frozenset({BE})
+    outcomes = suffer(made, 60)
+
+    assert any(outcome.answer.freeze for outcome in outcomes)
+    assert effects(outcomes) == []
+
+
 def test_scarce_memory_alone_kills_nobody() -> None:
     assert effects([stage().tick() for _ in range(60)]) == []
 
@@ -158,10 +167,14 @@ def test_a_victim_that_ended_or_cannot_be_killed_is_over_and_the_ladder_waits(
 
 
 def test_when_memory_is_nearly_gone_there_is_no_grace() -> None:
-    first = effects(suffer(stage(free=100 * MIB), 40))[0]
+    made = stage(free=100 * MIB)
+    outcomes = suffer(made, 40)
 
-    assert first.means is Means.KILL
-    assert first.first
+    effect = effects(outcomes)[0]
+    assert effect.means is Means.KILL
+    assert effect.first
+    after = outcomes[[bool(outcome.effects) for outcome in outcomes].index(True)]
+    assert after.ladders[Kind.MEMORY].rung is Rung.KILL
 
 
 def test_one_kill_in_15_seconds_five_in_ten_minutes_twenty_a_day() -> None:
