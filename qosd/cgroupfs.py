@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from qosd.errors import Malformed
+from qosd.files import interface_file
+from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
 from qosd.model import (
     MAX,
     CgroupFreeze,
@@ -17,7 +19,12 @@ from qosd.model import (
     CpusetCpus,
     CpuStat,
     CpuWeight,
+    IoBfqWeight,
+    IoLatency,
+    IoMax,
+    IoWeight,
     Max,
+    MemoryOomGroup,
     Setting,
 )
 from qosd.topology import format_cpulist, parse_cpulist
@@ -78,23 +85,34 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
+_FLAGS: dict[str, type[CgroupFreeze | CpuIdle | MemoryOomGroup]] = {
+    "cgroup.freeze": CgroupFreeze,
+    "cpu.idle": CpuIdle,
+    "memory.oom.group": MemoryOomGroup,
+}
+
+
+def _parse_cpu_max(raw: bytes) -> CpuMax:
+    fields = raw.split()
+    if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
+        raise Malformed("cpu.max", raw.decode("latin-1"))
+    return CpuMax(parse_limit(fields[0], "cpu.max"), parse_count(fields[1], "cpu.max"))
+
+
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
+    if interface_file(file) in IO_FILES:
+        return parse_io_setting(file, text)
     raw = text.encode("latin-1", "replace")
     match file:
         case "cpu.max":
-            fields = raw.split()
-            if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
-                raise Malformed(file, text)
-            return CpuMax(parse_limit(fields[0], file), parse_count(fields[1], file))
-        case "cgroup.freeze":
-            return CgroupFreeze(bool(parse_count(raw, file)))
+            return _parse_cpu_max(raw)
         case "cpu.max.burst":
             return CpuMaxBurst(parse_count(raw, file))
         case "cpu.weight":
             return CpuWeight(parse_count(raw, file))
-        case "cpu.idle":
-            return CpuIdle(bool(parse_count(raw, file)))
+        case "cgroup.freeze" | "cpu.idle" | "memory.oom.group":
+            return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
         case _:
@@ -110,14 +128,24 @@ def format_setting(setting: Setting) -> str:
             return str(setting.burst_usec)
         case CpuWeight():
             return str(setting.weight)
+        case CgroupFreeze() | CpuIdle() | MemoryOomGroup():
+            return _format_flag(setting)
+        case CpusetCpus():
+            return format_cpulist(setting.cpus)
+        case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
+            return format_io_setting(setting)
+        case _:
+            assert_never(setting)
+
+
+def _format_flag(setting: CgroupFreeze | CpuIdle | MemoryOomGroup) -> str:
+    match setting:
         case CgroupFreeze():
             return "1" if setting.frozen else "0"
         case CpuIdle():
             return "1" if setting.idle else "0"
-        case CpusetCpus():
-            return format_cpulist(setting.cpus)
-        case _:
-            assert_never(setting)
+        case MemoryOomGroup():
+            return "1" if setting.group else "0"
 
 
 def format_limit(limit: int | Max) -> str:

@@ -19,11 +19,21 @@ from qosd.model import Tier
 from qosd.net.config import Bitrate, Net, parse_bitrate
 from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
-from qosd.schema.cpu import Cpu
+from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.ebpf import Ebpf
+from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.interference import Interference
 from qosd.schema.interference import check as check_interference
+from qosd.schema.io import Io
+from qosd.schema.io import check as check_io
+from qosd.schema.pools import Pool
+from qosd.schema.pools import check as check_pools
+from qosd.schema.signal import SignalRule
+from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
+from qosd.schema.windows import Window
+from qosd.schema.windows import check as check_windows
 
 
 class Mode(enum.StrEnum):
@@ -73,6 +83,10 @@ class WorkloadRule(Section, frozen=True):
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
     kill: bool = False
+    pool: str | None = None
+    cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
+    cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
+    oom_group: bool = False
 
 
 DEFAULT_WORKLOADS = (
@@ -86,13 +100,18 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    io: Io = Io()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
     interference: Interference = Interference()
+    ebpf: Ebpf = Ebpf()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
+    pool: tuple[Pool, ...] = ()
+    window: tuple[Window, ...] = ()
+    signal: tuple[SignalRule, ...] = ()
 
 
 def decode(text: str) -> Config:
@@ -161,8 +180,13 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_io(config.io)
         or check_net(config.net)
         or check_interference(config.interference)
+        or check_ebpf(config.ebpf)
+        or check_pools(config.pool)
+        or check_windows(config.window)
+        or _check_cpu_of_workloads(config)
     )
     names: set[str] = set()
     for index, rule in enumerate(config.workload):
@@ -175,8 +199,14 @@ def _check_together(config: Config) -> None:
             raise ConfigError(f"workload[{index}].kill: only BE is killed; {rule.name!r} is {rule.tier}")
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
+        if rule.oom_group and rule.tier is not Tier.BE:
+            raise ConfigError(
+                f"workload[{index}].oom_group: only BE is killed as a whole; {rule.name!r} is LS"
+            )
     _check_overlap(config.workload)
     _check_egress(config)
+    ls_names = frozenset(rule.name for rule in config.workload if rule.tier is Tier.LS)
+    _refuse(check_signals(config.signal, ls_names))
 
 
 def _check_egress(config: Config) -> None:
@@ -193,6 +223,26 @@ def _check_egress(config: Config) -> None:
             raise ConfigError(
                 f"workload[{index}].egress_max: at most {MAX_WORKLOAD_CLASSES} rules can have one"
             )
+
+
+def _check_cpu_of_workloads(config: Config) -> str | None:
+    pools = {pool.name for pool in config.pool}
+    tiers: dict[str, Tier] = {}
+    for index, rule in enumerate(config.workload):
+        key = f"workload[{index}]"
+        if rule.cpus is not None and rule.tier is not Tier.LS:
+            return f"{key}.cpus: only LS can have CPUs of its own; {rule.name!r} is {rule.tier}"
+        if rule.cpus is not None and config.cpu.cpuset.mode is CpusetMode.NEVER:
+            return f'{key}.cpus: cpu.cpuset.mode = "never" keeps qosd from giving {rule.name!r} its CPUs'
+        if rule.cpu_target_pct is not None and rule.tier is not Tier.BE:
+            return f"{key}.cpu_target_pct: only BE has a target of its own; {rule.name!r} is {rule.tier}"
+        if rule.pool is None:
+            continue
+        if rule.pool not in pools:
+            return f"{key}.pool: there is no [[pool]] named {rule.pool!r}"
+        if tiers.setdefault(rule.pool, rule.tier) is not rule.tier:
+            return f"{key}.pool: {rule.pool!r} holds {tiers[rule.pool]} already; a pool is of one tier"
+    return None
 
 
 def _refuse(why: str | None) -> None:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -22,10 +23,11 @@ from qosd.host import probe_host, require
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
+from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
-from qosd.status import Status
+from qosd.status import DecisionRecord, Status
 from qosd.sys import DIRECTORY, Sys
 
 log = logging.getLogger("qosd")
@@ -41,6 +43,8 @@ class Paths(msgspec.Struct, frozen=True):
     cgroup_root: str | None = None
     proc: str = "/proc"
     sysfs: str = "/sys"
+    state: str | None = None
+    """Where what was learned outlives a restart; None: nowhere."""
 
 
 class TickTimes:
@@ -79,6 +83,8 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
+        self._remembered = Remembered(sys, paths.state, self._engine)
+        self._remembered.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -105,10 +111,12 @@ class Daemon:
             self._tick()
             notify("READY=1")
             self._serve_metrics()
+            self._open_probes(root_is_the_kernels=self._paths.cgroup_root is None)
             self._loop(epoll, wakeup, server)
         finally:
             notify("STOPPING=1")
             server.close()
+            self._remembered.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -122,15 +130,16 @@ class Daemon:
         interval = int(self._engine.config.interval)
         deadline = self._now_usec() + interval
         while not self._stopping:
-            self._watch_network(epoll)
+            self._watch(epoll, self._engine.egress.fileno())
+            self._watch(epoll, self._engine.probes.fileno())
             wait = max(deadline - self._now_usec(), 0) / 1e6
             for fd, events in epoll.poll(wait):
                 if fd == wakeup.fileno():
                     self._on_signals(wakeup.recv(64))
                 elif server.owns(fd):
                     server.on_event(fd, events, self._now_usec())
-                elif fd == self._engine.egress.fileno():
-                    self._engine.note_network(self._engine.egress.on_readable(self._now_usec()))
+                else:
+                    self._on_kernel(fd)
             now = self._now_usec()
             server.expire(now)
             if now >= deadline and not self._stopping:
@@ -142,9 +151,22 @@ class Daemon:
                 interval = int(self._engine.config.interval)
                 deadline = self._next_deadline(deadline, interval)
 
-    def _watch_network(self, epoll: select.epoll) -> None:
-        """It opens and closes with the configuration; the kernel forgets a closed one by itself."""
-        fd = self._engine.egress.fileno()
+    def _on_kernel(self, fd: int) -> None:
+        """News from the kernel between two ticks."""
+        engine = self._engine
+        if fd == engine.egress.fileno():
+            engine.note_network(engine.egress.on_readable(self._now_usec()))
+        elif fd == engine.probes.fileno():
+            engine.probes.events()
+
+    def _open_probes(self, *, root_is_the_kernels: bool) -> None:
+        """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
+        if root_is_the_kernels:
+            self._engine.probes.open()
+            self._log()
+
+    def _watch(self, epoll: select.epoll, fd: int | None) -> None:
+        """They open and close with the configuration; the kernel forgets a closed one by itself."""
         if fd is not None:
             with contextlib.suppress(FileExistsError):
                 epoll.register(fd, select.EPOLLIN)
@@ -167,6 +189,7 @@ class Daemon:
             self._log()
             return
         self._log()
+        self._remembered.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
@@ -178,6 +201,9 @@ class Daemon:
             if record.id > self._logged:
                 self._logged = record.id
                 log_record(record)
+        for line in self._engine.probes.news:
+            log.info("%s", line)
+        self._engine.probes.news.clear()
         if self._engine.journal_error is not None:
             log.error("nothing is written: %s", self._engine.journal_error)
 
@@ -226,7 +252,7 @@ class Daemon:
         engine = self._engine
         views: dict[str, object] = {
             "status": self.status,
-            "decisions": tuple(engine.records),
+            "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
             "verdicts": engine.answering.verdicts(),
         }
@@ -238,6 +264,11 @@ class Daemon:
             )
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
+        if command in ("feed", "policy"):
+            return engine.hear(command, request, uid)
+        return self._change_for(uid, command, request)
+
+    def _change_for(self, uid: int, command: str, request: dict[str, Any]) -> dict[str, Any]:
         if command not in ("reload", "pause", "resume"):
             return {"error": f"unknown command {command!r}"}
         if uid != 0:
@@ -264,6 +295,11 @@ class Daemon:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _newest(records: Iterable[DecisionRecord], last: object) -> tuple[DecisionRecord, ...]:
+    everything = tuple(records)
+    return everything[-last:] if isinstance(last, int) and last > 0 else everything
 
 
 def _plain(quantity: object) -> object:

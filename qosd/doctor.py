@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from qosd.facts import CONTROLLERS, KERNEL_FILES, Facts
+from qosd.facts import CONTROLLERS, KERNEL_FILES, DiskFacts, Facts
 from qosd.host import HostFacts
 
 _SLOW_CLOCKS = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies", "pit"})
@@ -40,6 +40,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_daemon(facts),
         *_memory(facts),
         *_disks(facts),
+        *_io(facts),
         *_probes(facts),
         *_uplinks(facts),
         *_clock(facts),
@@ -223,25 +224,55 @@ def _oom_killers(facts: Facts) -> Iterator[Finding]:
 def _disks(facts: Facts) -> Iterator[Finding]:
     for disk in facts.disks:
         if disk.io_cost or disk.scheduler == "bfq":
-            yield _ok(f"disk {disk.name}", "weighs io by cgroup")
+            yield _ok(f"disk {disk.name}", f"weighs io by cgroup: {_weigher(disk)}")
         else:
             yield _warn(
                 f"disk {disk.name}",
                 f"IOWeight has no effect: scheduler {disk.scheduler or 'none'}, io.cost off",
-                f"modprobe bfq; echo bfq > /sys/block/{disk.name}/queue/scheduler (udev rule to keep it)",
+                f"modprobe bfq; echo bfq > /sys/block/{disk.name}/queue/scheduler (udev rule to keep it);"
+                " or io.cost, which is set in the root cgroup, where qosd writes nothing: docs/io.md",
             )
+
+
+def _weigher(disk: DiskFacts) -> str:
+    if not disk.io_cost:
+        return "scheduler bfq"
+    measured = "a model of your own" if disk.io_cost_model == "user" else "the kernel's model of such disks"
+    return f"io.cost with {measured}"
+
+
+def _io(facts: Facts) -> Iterator[Finding]:
+    if facts.io is None:
+        return
+    if facts.io.disks:
+        yield _ok("io disks", f"settings are possible at {', '.join(facts.io.disks)}")
+    else:
+        yield _warn("io disks", "no disk under any mounted filesystem: nothing to limit", "see docs/io.md")
+    for point, why in facts.io.unsupported.items():
+        yield _warn(f"io {point}", f"no limit is possible there: {why}", "see docs/io.md")
+    if facts.io.latency_asked and facts.io.latency_there is False:
+        yield _warn(
+            "io.latency",
+            "this kernel has no io.latency, so [io.latency] target does nothing",
+            "a kernel with CONFIG_BLK_CGROUP_IOLATENCY (Debian's cloud kernel has none)",
+        )
 
 
 def _probes(facts: Facts) -> Iterator[Finding]:
     lost = "qosd does without run-queue latency"
-    if not facts.btf:
+    if not facts.btf and facts.libbpf and facts.bcc:
+        yield _ok("bcc", "no BTF, but bcc is there: it compiles the run-queue probe at each start")
+    elif not facts.btf:
         yield _warn(
-            "btf", f"no /sys/kernel/btf/vmlinux: {lost}", "a kernel with CONFIG_DEBUG_INFO_BTF (Debian's)"
+            "btf",
+            f"no /sys/kernel/btf/vmlinux: {lost}",
+            "a kernel with CONFIG_DEBUG_INFO_BTF (Debian's), or python3-bpfcc and the kernel's headers",
         )
     if not facts.libbpf:
         yield _warn("libbpf", f"libbpf.so.1 is not installed: {lost}", "apt install libbpf1")
     if facts.btf and facts.libbpf:
         yield _ok("bpf", "BTF and libbpf are there")
+    yield from _attached(facts)
     if facts.pmu:
         yield _ok("pmu", "the CPU counts cycles and cache misses")
     else:
@@ -254,6 +285,33 @@ def _probes(facts: Facts) -> Iterator[Finding]:
         yield _ok("htb", "the kernel can shape traffic")
     elif facts.htb is False:
         yield _warn("htb", "no sch_htb: egress cannot be shaped", "a kernel with CONFIG_NET_SCH_HTB")
+
+
+def _attached(facts: Facts) -> Iterator[Finding]:
+    """What the daemon says of each probe: the kernel's or the verifier's own words."""
+    for probe in facts.probes or ():
+        if probe.state == "attached":
+            yield _ok(f"probe {probe.name}", "attached")
+        elif probe.state == "detached":
+            yield _warn(
+                f"probe {probe.name}",
+                f"detached: {probe.why}",
+                "raise ebpf.max_overhead_pct, or leave the probe out of ebpf.probes; then qosctl reload",
+            )
+        elif probe.state == "absent":
+            yield _warn(
+                f"probe {probe.name}",
+                f"not attached: {probe.why}",
+                'docs/ebpf.md says what it needs; ebpf.probes = "off" goes without',
+            )
+    lacking = frozenset({"cap_bpf", "cap_perfmon"}) - (facts.unit_capabilities or frozenset())
+    if facts.unit_capabilities is not None and lacking:
+        named = " ".join(sorted(lacking)).upper()
+        yield _warn(
+            "probe capabilities",
+            f"qosd.service lacks {named}: no probe can be loaded",
+            f"systemctl edit qosd: [Service] CapabilityBoundingSet={named} (adds to the list)",
+        )
 
 
 def _uplinks(facts: Facts) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -12,12 +13,18 @@ from qosd.act import Actuator, Backoff, Report
 from qosd.answering import Answering
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
+from qosd.disks import Disks
 from qosd.egress import Change, Egress
+from qosd.feeds import Feeds
 from qosd.files import Key
+from qosd.interference import baseline
 from qosd.interference import governor as interference
 from qosd.journal import Journal
-from qosd.model import Snapshot
+from qosd.model import Snapshot, Tier
 from qosd.plan import Ledger, Now, Plan, diff
+from qosd.policies import Policies
+from qosd.probes import Probes
+from qosd.schema.io import wants_disks
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -80,12 +87,17 @@ class Engine:
         self._sys = sys
         self._root_fd = root_fd
         self._host = host
+        host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
+        self.probes = Probes(config)
+        self.feeds = Feeds(sys, config.signal)
+        self.policies = Policies()
+        self.disks = Disks(sys, host.proc, host.sysfs)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -105,11 +117,25 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        if config.workload != self.config.workload or config.sense != self.config.sense:
+        sensed = [(each.workload, each.sense, each.window) for each in (config, self.config)]
+        if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
+        self.probes.reconfigure(config)
+        if config.signal != self.config.signal:
+            self.feeds.reconfigure(config.signal)
         self.config = config
+
+    @property
+    def baselines(self) -> baseline.State:
+        """What is normal for LS, as learned so far."""
+        return self._state.baseline
+
+    @baselines.setter
+    def baselines(self, learned: baseline.State) -> None:
+        self._state = msgspec.structs.replace(self._state, baseline=learned)
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -132,6 +158,11 @@ class Engine:
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
+        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
+        if wants_disks(self.config.io):
+            now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
+        if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
+            now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
         self._keep_interference(self.answering.before(self._state.interference, now))
         self._state, decision = governors.decide(self.config, prev, now, self._state)
@@ -147,7 +178,12 @@ class Engine:
         self._answer(decision, now, enforce=self.mode == Mode.ENFORCE.value and report.journal_error is None)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
+        self.probes.set_thresholds(baseline.runq_thresholds(decision.readings), now)
+        built = msgspec.structs.replace(
+            self._status(prev, now, decision, plan, report, files),
+            net=net,
+            ebpf=self.probes.view(now, decision.readings),
+        )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -220,8 +256,18 @@ class Engine:
 
     def close(self) -> None:
         self.note_network(self.egress.close())
+        self.probes.close()
+        self.feeds.close()
+        self.policies.close()
         self._sensor.close()
         self._host.close()
+
+    def hear(self, command: str, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        """`feed` and `policy` of the control socket: what operators say of their services."""
+        if command == "feed":
+            return self.feeds.answer(request, uid)
+        ls_names = frozenset(rule.name for rule in self.config.workload if rule.tier is Tier.LS)
+        return self.policies.answer(request, uid, ls_names)
 
     def _note(self, report: Report) -> None:
         self.counters.add(report)
@@ -280,6 +326,9 @@ class Engine:
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
             interference=self.answering.view(self.config, now, self._state.interference),
+            cpu=decision.cpu,
+            feeds=now.feeds,
+            policies=self.policies.status(),
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

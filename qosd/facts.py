@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ebpf.status import ProbeStatus
 from qosd.host import HostFacts
 from qosd.model import Tier
 
@@ -51,6 +52,18 @@ class DiskFacts(msgspec.Struct, frozen=True):
     name: str
     scheduler: str | None
     io_cost: bool
+    io_cost_model: str | None = None
+    """`auto`: the kernel's own of such disks; `user`: somebody measured it."""
+
+
+class IoFacts(msgspec.Struct, frozen=True):
+    """What the settings for single disks would meet; None in `Facts` while none is asked for."""
+
+    disks: tuple[str, ...]
+    unsupported: dict[str, str] = {}
+    """By mount point."""
+    latency_asked: bool = False
+    latency_there: bool | None = None
 
 
 class UplinkFacts(msgspec.Struct, frozen=True):
@@ -80,6 +93,7 @@ class Facts(msgspec.Struct, frozen=True):
     unit_capabilities: frozenset[str] | None = None
     btf: bool = False
     libbpf: bool = False
+    bcc: bool = False
     pmu: bool = False
     htb: bool | None = None
     clock_source: str | None = None
@@ -88,3 +102,6 @@ class Facts(msgspec.Struct, frozen=True):
     uplinks: tuple[UplinkFacts, ...] = ()
     oomd_slices: tuple[str, ...] = ()
     """Slices of workloads in which systemd-oomd is told to kill."""
+    probes: tuple[ProbeStatus, ...] | None = None
+    """As the running daemon says; None: no daemon to ask."""
+    io: IoFacts | None = None

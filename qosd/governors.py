@@ -5,10 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, cpuset, weight
+from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
+from qosd.cpu.view import CpuView
+from qosd.interference import baseline
 from qosd.interference import governor as interference
+from qosd.io import decide as io
+from qosd.memory import oom
 from qosd.model import CpuMax, CpuMaxBurst, Snapshot, Tier
 from qosd.plan import Desired
+from qosd.schema.cpu import Enforce
 
 OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.LS, "cpu.weight"): "cpu.weight",
@@ -17,6 +22,16 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "cpu.max"): "cpu.bandwidth",
     (Tier.BE, "cpu.max.burst"): "cpu.bandwidth",
     (Tier.BE, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpu.max"): "cpu.burst",
+    (Tier.LS, "cpu.max.burst"): "cpu.burst",
+    (Tier.BE, "memory.oom.group"): "memory.oom",
+    (Tier.LS, "io.weight"): "io.weight",
+    (Tier.LS, "io.bfq.weight"): "io.weight",
+    (Tier.LS, "io.latency"): "io.latency",
+    (Tier.BE, "io.weight"): "io.weight",
+    (Tier.BE, "io.bfq.weight"): "io.weight",
+    (Tier.BE, "io.max"): "io.limits",
     (Tier.BE, "cgroup.freeze"): "interference.ladder",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
@@ -30,24 +45,62 @@ class State(msgspec.Struct, frozen=True, gc=False):
     allowance: allowance.State = allowance.State()
     bandwidth: bandwidth.State = bandwidth.State()
     cpuset: cpuset.State = cpuset.State()
+    pools: pools.State = pools.State()
+    overruns: overrun.State = {}
+    burst: burst.State = burst.State()
+    baseline: baseline.State = baseline.State()
+    io: io.State = io.State()
     interference: interference.State = interference.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
+    cpu: CpuView = CpuView()
+    readings: tuple[baseline.Reading, ...] = ()
+    """How LS does by what the probes count."""
     interference: interference.Outcome = interference.Outcome()
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
+    config, opened = windows.apply(config, now)
     interference_state, found = interference.decide(config, prev, now, state.interference)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
+    granted = windows.explained(granted, opened)
     granted = allowance.squeezed(config, granted, found.answer.squeeze)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, state.bandwidth)
-    cpuset_state, masks = cpuset.decide(config, now, granted, state.cpuset)
-    desired = (*weight.decide(config, now), *_without_lifted(limits, found.answer), *masks, *found.desired)
-    following = State(allowance_state, bandwidth_state, cpuset_state, interference_state)
-    return following, Decision(desired, granted, found)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
+    bandwidth_state, limits = bandwidth.decide(
+        _answering(config, granted), prev, now, granted, budgets, state.bandwidth
+    )
+    overruns = overrun.decide(config, prev, now, state.overruns)
+    asked = cpuset.Asked(granted, budgets, overruns)
+    cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
+    burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
+    io_state, ios = io.decide(config, prev, now, state.io)
+    desired = (
+        *weight.decide(config, now),
+        *_without_lifted(limits, found.answer),
+        *masks,
+        *lent,
+        *oom.decide(config, now),
+        *ios,
+        *found.desired,
+    )
+    following = State(
+        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+    )
+    following = msgspec.structs.replace(following, io=io_state, interference=interference_state)
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
+    return following, Decision(desired, granted, view, readings, found)
+
+
+def _answering(config: Config, granted: allowance.Allowance) -> Config:
+    """A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write."""
+    if granted.squeeze >= 1:
+        return config
+    enforced = msgspec.structs.replace(config.cpu.bandwidth, enforce=Enforce.MAX)
+    return msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=enforced))
 
 
 def _without_lifted(limits: tuple[Desired, ...], answer: interference.Answer) -> tuple[Desired, ...]:

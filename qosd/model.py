@@ -11,6 +11,8 @@ from typing import ClassVar, NewType
 
 import msgspec
 
+from qosd.ebpf.histogram import Histogram
+
 CgroupId = NewType("CgroupId", int)
 """A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
 
@@ -58,6 +60,15 @@ class Pressure(msgspec.Struct, frozen=True, gc=False):
     full: Stall | None = None
 
 
+class DiskIo(msgspec.Struct, frozen=True, gc=False):
+    """A device's line of io.stat: bytes and requests since the cgroup began. Discards are not use."""
+
+    rbytes: int
+    wbytes: int
+    rios: int
+    wios: int
+
+
 class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     """What one cgroup's files held when the tick read them; a field is None where the file could not say."""
 
@@ -70,6 +81,8 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
     populated: bool | None = None
+    io: dict[str, DiskIo] | None = None
+    """io.stat by MAJ:MIN; of workloads only, and only where the io controller is on."""
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
@@ -99,6 +112,13 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
         return self.files.get(file)
 
 
+class Topology(msgspec.Struct, frozen=True, gc=False):
+    """The online CPUs as the hardware has them: by core (SMT siblings) and by NUMA node."""
+
+    cores: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[int, ...], ...]
+
+
 class HostSample(msgspec.Struct, frozen=True, gc=False):
     """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
 
@@ -114,6 +134,75 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
+    cpus_busy_usec: dict[int, int] | None = None
+    """busy_usec of each online CPU: the cpuN lines of /proc/stat."""
+    topology: Topology | None = None
+
+
+class Breach(msgspec.Struct, frozen=True, gc=False):
+    """Word between two ticks that an LS workload suffers: what `Engine.react` takes, from whatever saw it.
+
+    The five first fields are the messenger's; the rest is evidence that the engine adds.
+    """
+
+    victim: CgroupId
+    signal: str
+    """As `cpu.pressure some`, with the unit of value and threshold where it is not microseconds."""
+    value: float
+    threshold: float
+    at_usec: int
+    """CLOCK_MONOTONIC."""
+    source: str = "psi"
+    window_usec: int = 0
+    """How far back from `at_usec` the signal looks."""
+    throttled_usec: int | None = None
+    """How long the victim was held by limits of its own (cpu.max) meanwhile. None: unknown."""
+    be_cores: float | None = None
+    """CPUs that BE used meanwhile. None: unknown."""
+
+
+class Preemptor(msgspec.Struct, frozen=True, gc=False):
+    """Who had the CPU that a workload waited for, and how long."""
+
+    cgroup: CgroupId
+    """The running task's own cgroup: it names the job."""
+    root: CgroupId | None
+    """Its workload; None: in none."""
+    ns: int
+    count: int
+
+
+class Probed(msgspec.Struct, frozen=True, gc=False):
+    """What the eBPF probes counted for a workload since they were last read. None: the probe does not run."""
+
+    id: CgroupId
+    runq: Histogram | None = None
+    """Waits for a CPU that ended. A task that its own cpu.max holds back waits too."""
+    preemptors: tuple[Preemptor, ...] = ()
+    """Of the longer waits; the largest share first."""
+    idle_ns: int = 0
+    unknown_ns: int = 0
+    breaches: int = 0
+    reclaim: Histogram | None = None
+    """Stalls in direct reclaim: the host was short of memory."""
+    reclaim_memcg: Histogram | None = None
+    """Stalls at memory.high or memory.max, their own or above, or in memory.reclaim."""
+    blkio: Histogram | None = None
+    """Block reads and writes, from allocation to completion."""
+
+
+class Feed(msgspec.Struct, frozen=True, gc=False):
+    """What one `[[signal]]` last said of a workload; `value` is None while that is unknown or too old."""
+
+    name: str
+    workload: str
+    unit: str
+    value: float | None = None
+    age_usec: int | None = None
+    """Since it was measured; None if it never was."""
+    slo: float | None = None
+    error: str | None = None
+    """Why the source said nothing this time."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +219,17 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    wall_usec: int | None = None
+    local_minutes: dict[str, int] = {}
+    """By time zone of a `[[window]]`: what a clock on the wall there shows, in minutes since Monday 00:00."""
+    events: tuple[Breach, ...] = ()
+    """What was reported since the last snapshot, in order."""
+    probed: tuple[Probed, ...] = ()
+    """Intervals and not counters, unlike all else: what an LRU map threw out has no earlier value."""
+    disks: tuple[str, ...] = ()
+    """Whole disks (MAJ:MIN) under the mounted filesystems; looked for only while a governor needs them."""
+    feeds: tuple[Feed, ...] = ()
+    """What operators say of their services; one for each `[[signal]]`."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
@@ -174,7 +274,63 @@ class CgroupFreeze(msgspec.Struct, frozen=True, gc=False, tag="cgroup.freeze", t
     frozen: bool
 
 
-Setting = CgroupFreeze | CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
+class MemoryOomGroup(msgspec.Struct, frozen=True, gc=False, tag="memory.oom.group", tag_field="file"):
+    file: ClassVar[str] = "memory.oom.group"
+    group: bool
+
+
+class IoWeight(msgspec.Struct, frozen=True, gc=False, tag="io.weight", tag_field="file"):
+    """The weight on every device that has none of its own: the `default` line. io.cost's."""
+
+    file: ClassVar[str] = "io.weight default"
+    weight: int
+
+
+class IoBfqWeight(msgspec.Struct, frozen=True, gc=False, tag="io.bfq.weight", tag_field="file"):
+    """The same for the bfq scheduler, which knows nothing of io.weight."""
+
+    file: ClassVar[str] = "io.bfq.weight default"
+    weight: int
+
+
+class IoMax(msgspec.Struct, frozen=True, gc=False, tag="io.max", tag_field="file"):
+    """One device's line: bytes and requests a second."""
+
+    device: str
+    rbps: int | Max
+    wbps: int | Max
+    riops: int | Max
+    wiops: int | Max
+
+    @property
+    def file(self) -> str:
+        return f"io.max {self.device}"
+
+
+class IoLatency(msgspec.Struct, frozen=True, gc=False, tag="io.latency", tag_field="file"):
+    """One device's line; a target of 0 is none."""
+
+    device: str
+    target_usec: int
+
+    @property
+    def file(self) -> str:
+        return f"io.latency {self.device}"
+
+
+Setting = (
+    CgroupFreeze
+    | CpuMax
+    | CpuMaxBurst
+    | CpuWeight
+    | CpuIdle
+    | CpusetCpus
+    | MemoryOomGroup
+    | IoWeight
+    | IoBfqWeight
+    | IoMax
+    | IoLatency
+)
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from qosd import cgroupfs, discover, procfs, psi, topology
+import msgspec
+
+from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
-from qosd.errors import CgroupGone
-from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
+from qosd.errors import CgroupGone, Malformed
+from qosd.iofs import parse_io_stat
+from qosd.model import CgroupSample, DiskIo, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
+from qosd.sysfs import read_topology
 from qosd.watch import (
     CgroupFiles,
     KeptFile,
@@ -24,6 +29,7 @@ from qosd.watch import (
 )
 
 _STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
+_IO_STAT_SIZE = 1 << 16  # a line of some 100 bytes for each device
 _RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
 _SYSTEMD = "/run/systemd"
 
@@ -36,6 +42,7 @@ class Root:
         "dir_fd",
         "events",
         "files",
+        "io_stat",
         "last",
         "match",
         "memory_events",
@@ -51,6 +58,7 @@ class Root:
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
         self.events = keep(sys, dir_fd, "cgroup.events", lambda raw: parse_events(raw, "cgroup.events"))
         self.memory_events: KeptFile[dict[str, int]] | None = None
+        self.io_stat: KeptFile[dict[str, DiskIo]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
         self.last: CgroupSample | None = None
@@ -66,16 +74,18 @@ class Root:
             self.memory_events = keep(
                 sys, self.dir_fd, "memory.events", lambda raw: parse_events(raw, "memory.events")
             )
+        if self.io_stat is None:
+            self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
         for file in self.watched:
             if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 4 + FILES + len(self.settings)
+        return 5 + FILES + len(self.settings)
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
-        for kept in (self.stat, self.events, self.memory_events, *self.settings.values()):
+        for kept in (self.stat, self.events, self.memory_events, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -92,18 +102,36 @@ class HostFiles:
 
     def __init__(self, sys: Sys, proc: str, sysfs: str) -> None:
         self._sys = sys
+        self.proc = proc
+        self.sysfs = sysfs
         self._cpus_fd = sys.open(f"{sysfs}/devices/system/cpu", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.online = keep(
             sys, self._cpus_fd, "online", lambda raw: topology.parse_cpulist(text(raw), "online")
         )
         self._fd = sys.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         hertz = os.sysconf("SC_CLK_TCK")
-        self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
+        self.each_cpu = False
+        self.stat = keep(
+            sys,
+            self._fd,
+            "stat",
+            lambda raw: procfs.parse_stat(raw, hertz, each=self.each_cpu),
+            _STAT_SIZE,
+        )
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
             for name in ("cpu", "memory", "io")
         }
+        self._topology: Topology | None = None
+        self._topology_of: tuple[int, ...] | None = None
+
+    def follow(self, config: Config) -> None:
+        """What each CPU does is asked only where somebody chooses among CPUs."""
+        by_mask = config.cpu.bandwidth.enforce is Enforce.CPUSET
+        always = config.cpu.cpuset.mode is CpusetMode.ALWAYS
+        own = any(rule.cpus is not None for rule in config.workload)
+        self.each_cpu = by_mask or always or own
 
     def sample(self, unknown: dict[str, str]) -> HostSample:
         cpu = read_kept(self.stat, "/proc/stat", unknown)
@@ -111,9 +139,10 @@ class HostFiles:
         cpu_pressure, memory_pressure, io_pressure = (
             self._read_pressure(name, unknown) for name in self.pressure
         )
+        online = read_kept(self.online, "/sys/devices/system/cpu/online", unknown)
         return HostSample(
             nr_cpus=cpu.nr_cpus if cpu is not None else os.cpu_count() or 1,
-            cpus_online=read_kept(self.online, "/sys/devices/system/cpu/online", unknown),
+            cpus_online=online,
             busy_usec=cpu.busy_usec if cpu is not None else None,
             steal_usec=cpu.steal_usec if cpu is not None else None,
             mem_total=memory.mem_total if memory is not None else None,
@@ -123,7 +152,21 @@ class HostFiles:
             cpu_pressure=cpu_pressure,
             memory_pressure=memory_pressure,
             io_pressure=io_pressure,
+            cpus_busy_usec=cpu.cpus_busy_usec if cpu is not None else None,
+            topology=self._read_topology(online, unknown),
         )
+
+    def _read_topology(self, online: tuple[int, ...] | None, unknown: dict[str, str]) -> Topology | None:
+        """At the start, and when a CPU comes or goes: its own files come and go with it."""
+        if online and online != self._topology_of:
+            self._topology = None
+            try:
+                self._topology = read_topology(self._sys, self._cpus_fd, online)
+            except (OSError, Malformed) as error:
+                unknown["/sys/devices/system"] = str(error)
+            else:
+                self._topology_of = online
+        return self._topology
 
     def _read_pressure(self, name: str, unknown: dict[str, str]) -> Pressure | None:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
@@ -164,6 +207,7 @@ class Sensor:
         unknown: dict[str, str] = {}
         monotonic_usec = self._sys.monotonic_ns() // 1000
         boottime_usec = self._sys.boottime_ns() // 1000
+        wall_seconds = self._sys.time()
         self._follow_rules()
         host = self._host.sample(unknown)
         workloads = tuple(
@@ -184,7 +228,19 @@ class Sensor:
             unknown,
             workloads,
             descendants,
+            round(wall_seconds * 1e6),
+            self._local_minutes(wall_seconds, unknown),
         )
+
+    def _local_minutes(self, wall_seconds: float, unknown: dict[str, str]) -> dict[str, int]:
+        """For each zone that a window names; one that this host does not know is unknown, and said."""
+        minutes: dict[str, int] = {}
+        for zone in {window.zone for window in self._config.window}:
+            try:
+                minutes[zone] = clock.minute_of_week(zone, wall_seconds)
+            except (OSError, ValueError) as error:
+                unknown[f"time zone {zone}"] = str(error)
+        return minutes
 
     def close(self) -> None:
         self._descendants.close()
@@ -220,7 +276,9 @@ class Sensor:
     def _sample(self, root: Root, unknown: dict[str, str]) -> Workload | None:
         match = root.match
         try:
-            root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            sample = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
+            root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
             below = read_kept(root.stat, match.path, unknown)
             events = read_kept(root.events, match.path, unknown)
             memory_events = read_kept(root.memory_events, match.path, unknown)

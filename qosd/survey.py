@@ -12,12 +12,23 @@ import psutil
 from qosd.config import Config, WorkloadRule
 from qosd.configfile import read_config
 from qosd.discover import Match, resolve
+from qosd.disks import find
 from qosd.engine import NEVER_TOUCHED
 from qosd.errors import ConfigError
-from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts, UplinkFacts
+from qosd.facts import (
+    KERNEL_FILES,
+    CgroupFacts,
+    DiskFacts,
+    Facts,
+    IoFacts,
+    PatternFacts,
+    SliceFacts,
+    UplinkFacts,
+)
 from qosd.host import HostFacts, probe_host
-from qosd.model import printable
+from qosd.model import Tier, printable
 from qosd.net import survey as net
+from qosd.schema.io import wants_disks
 from qosd.sys import DIRECTORY, Sys
 
 _OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
@@ -48,6 +59,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _unit_capabilities(),
         os.path.exists("/sys/kernel/btf/vmlinux"),
         _has_libbpf(),
+        os.path.isdir("/usr/lib/python3/dist-packages/bcc"),
         any(os.path.exists(f"/sys/bus/event_source/devices/{name}") for name in _PMUS),
         _has_htb(),
         _read(_CLOCK),
@@ -55,6 +67,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _disks(host.cgroup_root),
         _uplinks(config),
         _oomd_slices(config),
+        io=_io(config, cgroups, proc),
     )
 
 
@@ -216,13 +229,32 @@ def _disks(root: str | None) -> tuple[DiskFacts, ...]:
         names = sorted(os.listdir("/sys/block"))
     except OSError:
         return ()
-    cost = _read(f"{root}/io.cost.qos") or ""
+    cost, models = (_read(f"{root}/io.cost.{kind}") or "" for kind in ("qos", "model"))
     disks = []
     for name in names:
         if name.startswith(_NOT_DISKS):
             continue
         chosen = (_read(f"/sys/block/{name}/queue/scheduler") or "").partition("[")[2].partition("]")[0]
         device = _read(f"/sys/block/{name}/dev")
-        weighs = any(line.split()[:1] == [device] and "enable=1" in line for line in cost.splitlines())
-        disks.append(DiskFacts(name, chosen or None, weighs))
+        weighs = _setting_of(cost, device, "enable") == "1"
+        model = _setting_of(models, device, "ctrl") if weighs else None
+        disks.append(DiskFacts(name, chosen or None, weighs, model))
     return tuple(disks)
+
+
+def _setting_of(text: str, device: str | None, key: str) -> str | None:
+    """`1` of `8:16 enable=1 ...`: the root's io.cost files have a line for each device that was set."""
+    for line in text.splitlines():
+        name, *fields = line.split()
+        if name == device:
+            return dict(field.partition("=")[::2] for field in fields).get(key)
+    return None
+
+
+def _io(config: Config, cgroups: tuple[CgroupFacts, ...], proc: str) -> IoFacts | None:
+    if not wants_disks(config.io):
+        return None
+    found = find(Sys(), proc, "/sys")
+    ls = [cgroup.files for cgroup in cgroups if cgroup.tier is Tier.LS and "io.stat" in cgroup.files]
+    there = any("io.latency" in files for files in ls) if ls else None
+    return IoFacts(found.disks, dict(found.unsupported), config.io.latency.target > 0, there)

@@ -14,7 +14,7 @@ LONGEST_FILE = 400
 
 PURE_DIRECTORIES = ("qosd/schema", "qosd/cpu", "qosd/io", "qosd/interference", "qosd/memory")
 PURE_FILES = (
-    *(f"qosd/{name}.py" for name in ("errors", "files", "model", "config", "plan", "governors")),
+    *(f"qosd/{name}.py" for name in ("errors", "files", "model", "config", "plan", "governors", "decay")),
     *(f"qosd/{name}.py" for name in ("cgroupfs", "psi", "procfs", "topology")),
     "qosd/net/shaping.py",
     "qosd/ebpf/samples.py",

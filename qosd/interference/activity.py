@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qosd.interference.signals import Kind
-from qosd.model import CgroupId, Pressure, Snapshot, Tier, Workload
+from qosd.model import CgroupId, DiskIo, Pressure, Snapshot, Tier, Workload
 
 _LEAST = {Kind.CPU: 0.01, Kind.LATENCY: 0.01, Kind.MEMORY: float(1 << 20), Kind.IO: 0.001}
-"""What counts as doing something: CPUs, bytes, seconds."""
+"""What counts as doing something: CPUs, bytes, MiB or seconds."""
+_MIB = 1 << 20
 
 
 class Doing(NamedTuple):
-    """What one workload did, or the system (no id); CPUs, bytes of growth, or seconds of IO wait."""
+    """What one workload did, or the system (no id): CPUs, bytes of growth, MiB of IO or seconds of waiting."""
 
     id: CgroupId | None
     path: str
@@ -42,7 +43,7 @@ def doings(kind: Kind, frame: Frame) -> tuple[Doing, ...] | None:
         case Kind.MEMORY:
             found = _memory(frame)
         case Kind.IO:
-            found = None if Kind.IO in frame.tightened else _io(frame.prev, frame.now)
+            found = _io(frame)
     if found is None:
         return None
     return tuple(each for each in found if each.amount >= _LEAST[kind])
@@ -122,15 +123,31 @@ def _taken(frame: Frame) -> float:
     return 0.0 if before is None or after is None else float(max(before - after, 0))
 
 
-def _io(prev: Snapshot, now: Snapshot) -> list[Doing] | None:
-    """Whoever waited for IO was doing some. The host's own waiting is no sum of these, so system has none."""
-    pairs = _pairs(prev, now)
+def _io(frame: Frame) -> list[Doing] | None:
+    """MiB read and written. Without io.stat: whoever waited for IO was doing some, unless qosd made it wait.
+
+    The host's own IO is no sum of these, so the system has none.
+    """
+    pairs = _pairs(frame.prev, frame.now)
     if pairs is None:
         return None
-    return [
-        Doing(after.id, after.path, after.tier, _waited(before.sample.io_pressure, after.sample.io_pressure))
-        for before, after in pairs
-    ]
+    moved = [_moved(before.sample.io, after.sample.io) for before, after in pairs]
+    if any(moved):
+        return _doing(pairs, moved)
+    if Kind.IO in frame.tightened:
+        return None
+    waits = [_waited(before.sample.io_pressure, after.sample.io_pressure) for before, after in pairs]
+    return _doing(pairs, waits)
+
+
+def _moved(before: dict[str, DiskIo] | None, after: dict[str, DiskIo] | None) -> float:
+    """A device that is new in the file counts from nothing: the cgroup had not used it."""
+    none = DiskIo(0, 0, 0, 0)
+    total = 0
+    for device, now in (after or {}).items():
+        then = (before or {}).get(device, none)
+        total += max(now.rbytes - then.rbytes, 0) + max(now.wbytes - then.wbytes, 0)
+    return total / _MIB if before is not None else 0.0
 
 
 def _waited(before: Pressure | None, after: Pressure | None) -> float:

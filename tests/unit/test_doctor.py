@@ -13,19 +13,21 @@ from rich.console import Console
 from qosd.ctl.doctor import render
 from qosd.ctl.main import cli
 from qosd.doctor import Finding, Severity, examine
+from qosd.ebpf.status import ProbeStatus
 from qosd.facts import (
     CONTROLLERS,
     KERNEL_FILES,
     CgroupFacts,
     DiskFacts,
     Facts,
+    IoFacts,
     PatternFacts,
     SliceFacts,
     UplinkFacts,
 )
 from qosd.host import HostFacts
 from qosd.model import Tier
-from qosd.survey import survey
+from qosd.survey import _setting_of, survey
 
 HOST = HostFacts("/sys/fs/cgroup", hybrid=False, writable=True, controllers=frozenset(CONTROLLERS), psi=True)
 ALL_FILES = frozenset({*KERNEL_FILES, *(file for file, _ in CONTROLLERS.values())})
@@ -39,7 +41,7 @@ WELL = Facts(
     kernel_files=dict.fromkeys(KERNEL_FILES, True),
     swap_bytes=1 << 30,
     slices=(SliceFacts("be.slice", has_unit_file=True),),
-    unit_capabilities=frozenset({"cap_sys_resource"}),
+    unit_capabilities=frozenset({"cap_sys_resource", "cap_bpf", "cap_perfmon"}),
     btf=True,
     libbpf=True,
     pmu=True,
@@ -123,7 +125,30 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
         ({"refused": {"a.slice": "it is b"}}, "workload a.slice", "warn", "rules"),
         ({"slices": (SliceFacts("be.slice", has_unit_file=False),)}, "be.slice", "warn", "daemon-reload"),
         ({"daemon_running": False}, "daemon", "warn", "systemctl start qosd"),
-        ({"unit_capabilities": frozenset()}, "capabilities", "warn", "CAP_SYS_RESOURCE"),
+        (
+            {"unit_capabilities": frozenset({"cap_bpf", "cap_perfmon"})},
+            "capabilities",
+            "warn",
+            "CAP_SYS_RESOURCE",
+        ),
+        (
+            {"unit_capabilities": frozenset({"cap_sys_resource", "cap_perfmon"})},
+            "probe capabilities",
+            "warn",
+            "CapabilityBoundingSet=CAP_BPF",
+        ),
+        (
+            {"probes": (ProbeStatus("runq", "absent", "this kernel has no sched_switch"),)},
+            "probe runq",
+            "warn",
+            'ebpf.probes = "off"',
+        ),
+        (
+            {"probes": (ProbeStatus("runq", "detached", "it took 2 %"),)},
+            "probe runq",
+            "warn",
+            "ebpf.max_overhead_pct",
+        ),
         ({"swap_bytes": 0}, "swap", "warn", "zram"),
         (
             {"oom_killers": ("systemd-oomd",), "oomd_slices": ("be.slice",)},
@@ -144,6 +169,14 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "systemctl set-property a.slice MemoryLow=1048576",
         ),
         ({"disks": (DiskFacts("vda", "none", io_cost=False),)}, "disk vda", "warn", "bfq"),
+        ({"io": IoFacts(())}, "io disks", "warn", "docs/io.md"),
+        ({"io": IoFacts(("8:0",), {"/pool": "zfs"})}, "io /pool", "warn", "docs/io.md"),
+        (
+            {"io": IoFacts(("8:0",), latency_asked=True, latency_there=False)},
+            "io.latency",
+            "warn",
+            "CONFIG_BLK_CGROUP_IOLATENCY",
+        ),
         ({"btf": False}, "btf", "warn", "CONFIG_DEBUG_INFO_BTF"),
         ({"libbpf": False}, "libbpf", "warn", "apt install libbpf1"),
         ({"pmu": False}, "pmu", "warn", "pmu=on"),
@@ -173,6 +206,8 @@ def test_each_lack_gives_one_finding_with_its_remedy(
         {"slices": ()},
         {"disks": ()},
         {"disks": (DiskFacts("vda", None, io_cost=True),)},
+        {"io": IoFacts(("8:0",), latency_asked=True, latency_there=True)},
+        {"io": IoFacts(("8:0",), latency_asked=True)},
         {"cgroups": cgroup(memory_low="0", unprotected_ancestor="a.slice")},
     ],
 )
@@ -220,3 +255,25 @@ def test_doctor_needs_no_daemon_and_gives_json(tmp_path: Path) -> None:
     assert by_check["config"]["severity"] == "fail"
     assert by_check["daemon"]["severity"] == "warn"
     assert "qosd cannot work here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("disk", "words"),
+    [
+        (DiskFacts("vda", "bfq", io_cost=False), "scheduler bfq"),
+        (DiskFacts("vda", "none", io_cost=True, io_cost_model="auto"), "the kernel's model of such disks"),
+        (DiskFacts("vda", "none", io_cost=True, io_cost_model="user"), "a model of your own"),
+    ],
+)
+def test_what_weighs_a_disk_is_named(disk: DiskFacts, words: str) -> None:
+    (finding,) = [each for each in examine(changed(disks=(disk,))) if each.check == "disk vda"]
+    assert finding.text.endswith(words)
+
+
+def test_a_line_of_the_roots_io_cost_files_is_read_by_its_device() -> None:
+    text = "8:0 enable=0 ctrl=auto\n8:16 enable=1 ctrl=user rpct=0.00 rlat=250000"
+
+    assert _setting_of(text, "8:16", "enable") == "1"
+    assert _setting_of(text, "8:16", "ctrl") == "user"
+    assert _setting_of(text, "8:32", "enable") is None
+    assert _setting_of("", None, "enable") is None
