@@ -16,7 +16,7 @@ _MIB = 1 << 20
 
 
 class Doing(NamedTuple):
-    """What one workload did, or the system (no id): CPUs, bytes of growth, MiB of IO or seconds of waiting."""
+    """What one workload did, or the system (no id): CPUs, bytes of growth, MiB of IO, or seconds of wait."""
 
     id: CgroupId | None
     path: str
