@@ -16,7 +16,7 @@ from qosd.cpu import allowance
 from qosd.disks import Disks
 from qosd.egress import Change, Egress
 from qosd.feeds import Feeds
-from qosd.files import Key
+from qosd.files import Key, interface_file
 from qosd.interference import baseline
 from qosd.interference import governor as interference
 from qosd.journal import Journal
@@ -63,12 +63,12 @@ class Counters:
 
     def add(self, report: Report) -> None:
         for done in report.applied:
-            pair = (done.write.key.file, "reasserted" if done.write.reassert else done.result)
+            pair = (interface_file(done.write.key.file), "reasserted" if done.write.reassert else done.result)
             self.writes[pair] = self.writes.get(pair, 0) + 1
             if done.errno_name is not None:
                 self.errors[done.errno_name] = self.errors.get(done.errno_name, 0) + 1
         for outcome in report.restored:
-            pair = (outcome.key.file, f"restore_{outcome.result}")
+            pair = (interface_file(outcome.key.file), f"restore_{outcome.result}")
             self.writes[pair] = self.writes.get(pair, 0) + 1
 
 

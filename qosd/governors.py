@@ -7,7 +7,7 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
 from qosd.cpu.view import CpuView
-from qosd.interference import baseline
+from qosd.interference import baseline, heard
 from qosd.interference import governor as interference
 from qosd.io import decide as io
 from qosd.memory import oom
@@ -64,7 +64,9 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     config, opened = windows.apply(config, now)
-    interference_state, found = interference.decide(config, prev, now, state.interference)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
+    signals = heard.signals(now, readings, config.ebpf.baseline.min_evidence)
+    interference_state, found = interference.decide(config, prev, now, state.interference, signals)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = windows.explained(granted, opened)
     granted = allowance.squeezed(config, granted, found.answer.squeeze)
@@ -76,7 +78,6 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
-    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     io_state, ios = io.decide(config, prev, now, state.io)
     desired = (
         *weight.decide(config, now),

@@ -23,6 +23,7 @@ from qosd.exposition import (
     Metric,
     StateSetMetricFamily,
 )
+from qosd.files import interface_file
 from qosd.model import Pressure
 from qosd.net import metrics as network
 from qosd.status import SensorStatus, Status, WorkloadStatus
@@ -259,7 +260,9 @@ def _settings(status: Status) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "qosd_settings", "Settings that qosd wants, by file and how they stand.", labels=["file", "state"]
     )
-    for (file, state), count in Counter((each.file, each.state) for each in status.settings).items():
+    for (file, state), count in Counter(
+        (interface_file(each.file), each.state) for each in status.settings
+    ).items():
         states.add_metric([file, state], count)
     yield states
     contested = sum(setting.state == "contested" for setting in status.settings)

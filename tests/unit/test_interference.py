@@ -12,13 +12,25 @@ from suffering import BE, GIB, LS, MIB, OTHER_BE, OTHER_LS, SECOND, Stage, hog
 
 from qosd import governors
 from qosd.config import Config, WorkloadRule
-from qosd.interference import governor
+from qosd.interference import governor, heard
 from qosd.interference.activity import Frame
+from qosd.interference.baseline import Reading
 from qosd.interference.blame import Cause, judge
 from qosd.interference.ladder import Rung
 from qosd.interference.signals import Baseline, BaselineKey, Kind, Signal, from_pressure, learn
 from qosd.interference.verdict import Verdict
-from qosd.model import CgroupFreeze, CgroupSample, CpuMax, CpuStat, Tier
+from qosd.model import (
+    CgroupFreeze,
+    CgroupId,
+    CgroupSample,
+    CpuMax,
+    CpuStat,
+    DiskIo,
+    Feed,
+    Preemptor,
+    Probed,
+    Tier,
+)
 from qosd.schema.interference import Interference, MaxAnswer
 
 
@@ -321,3 +333,73 @@ def test_a_cold_cgroup_that_was_read_in_one_of_two_ticks_proves_no_throttling() 
     signal = Signal(LS, "cpu.pressure", Kind.CPU, 60, 25, None, cold=True)
 
     assert judge(signal, Frame(prev, later), 20).cause is Cause.BE
+
+
+def probed(now: Any, *, runq_us: float, be_ns: int, ls_ns: int) -> Any:
+    reading = Reading(LS, "ls.slice", "runq", 500, runq_us, 1000.0, 200.0, breach=runq_us > 1000)
+    part = (Preemptor(CgroupId(77), BE, be_ns, 5), Preemptor(LS, LS, ls_ns, 5))
+    seen = msgspec.structs.replace(now, probed=(Probed(LS, preemptors=part),))
+    return seen, heard.signals(seen, (reading,), 20)
+
+
+def test_what_a_probe_saw_is_a_signal_with_its_culprits() -> None:
+    stage = Stage(config())
+    prev, now = stage.snapshot(), stage.snapshot(be=3, ls=1)
+    seen, (signal,) = probed(now, runq_us=5000, be_ns=900, ls_ns=100)
+
+    assert (signal.kind, signal.value, signal.threshold, signal.cold) == (Kind.CPU, 5000, 1000, False)
+    assert signal.culprits == ((BE, 0.9), (LS, 0.1))
+    assert judge(signal, Frame(prev, seen), 20).cause is Cause.BE
+    seen, (own,) = probed(now, runq_us=5000, be_ns=100, ls_ns=900)
+    assert judge(own, Frame(prev, seen), 20).cause is Cause.SELF, "its own threads were in its way"
+
+
+def test_of_too_few_waits_nothing_follows() -> None:
+    now = Stage(config()).snapshot()
+    few = Reading(LS, "ls.slice", "blkio", 3, 9e6, 1000.0, None, breach=False)
+
+    (signal,) = heard.signals(now, (few,), 20)
+    assert (signal.kind, signal.value) == (Kind.IO, 0)
+
+
+def test_a_fed_value_is_a_signal_where_it_has_an_objective_and_is_known() -> None:
+    now = Stage(config()).snapshot()
+    feeds = (
+        Feed("p99", "ls", "ms", value=30.0, age_usec=2_000_000, slo=10.0),
+        Feed("unknown", "ls", "ms", value=None, slo=10.0),
+        Feed("watched", "ls", "ms", value=30.0),
+        Feed("else", "nobody", "ms", value=30.0, slo=10.0),
+    )
+    (signal,) = heard.signals(msgspec.structs.replace(now, feeds=feeds), (), 20)
+
+    assert (signal.victim, signal.name, signal.kind) == (LS, "feed.p99", Kind.LATENCY)
+    assert (signal.value, signal.threshold, signal.cold) == (30, 10, False)
+    assert signal.evidence[0].age_ms == 2000
+
+
+def test_bytes_that_be_moves_tell_who_does_io_also_while_qosd_limits_it() -> None:
+    stage = Stage(config())
+    prev, now = stage.snapshot(), stage.snapshot(ls_io_wait=0.9, be_io_wait=0.9)
+
+    def moving(snapshot: Any, be: int, ls: int) -> Any:
+        size = {BE: be, LS: ls}
+        return msgspec.structs.replace(
+            snapshot,
+            workloads=tuple(
+                msgspec.structs.replace(
+                    each,
+                    sample=msgspec.structs.replace(
+                        each.sample, io={"8:0": DiskIo(size.get(each.id, 0), 0, 1, 1)}
+                    ),
+                )
+                for each in snapshot.workloads
+            ),
+        )
+
+    signal = Signal(LS, "io.pressure", Kind.IO, 90, 30, 1.0, cold=False)
+    limited = frozenset({Kind.IO})
+    busy = Frame(moving(prev, 0, 0), moving(now, 900 * MIB, 100 * MIB), limited)
+    calm = Frame(moving(prev, 0, 0), moving(now, 10 * MIB, 900 * MIB), limited)
+    assert judge(signal, busy, 20).cause is Cause.BE
+    assert judge(signal, calm, 20).cause is Cause.SELF
+    assert judge(signal, Frame(prev, now, limited), 20).cause is Cause.UNKNOWN
