@@ -13,6 +13,7 @@ import msgspec
 from qosd.errors import CgroupGone
 from qosd.files import Key
 from qosd.journal import RESET_WEIGHT, Entry, Journal, Outcome, restore
+from qosd.own import own_cgroup
 from qosd.plan import FileState, Ledger, Plan, Write
 from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
 
@@ -95,6 +96,11 @@ class Actuator:
         """One write; OSError comes only from the journal, the kernel's own errors are in the result."""
         if protects(self._protected, write.path):
             return Applied(write, "refused", f"{write.path or '/'} is or contains a protected cgroup")
+        if write.key.file == "cgroup.freeze" and write.new == "1":
+            # Whoever moved us there since the start would have us stop ourselves, and everything with us.
+            own = own_cgroup(self._sys)
+            if own is None or protects((own,), write.path):
+                return Applied(write, "refused", f"qosd itself is in {own or 'a cgroup it cannot find out'}")
         try:
             dir_fd = open_same_cgroup(self._sys, self._root_fd, write.path, write.key.cgroup_id)
         except CgroupGone:

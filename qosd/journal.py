@@ -60,6 +60,7 @@ class Journal:
 
     def __init__(self, sys: Sys, directory: str, boot_id: str) -> None:
         self._sys = sys
+        self.directory = directory
         self._path = os.path.join(directory, FILE)
         self._boot_id = boot_id
         self._fd: int | None = None
