@@ -10,9 +10,10 @@ from typing import assert_never
 from qosd.errors import Malformed
 from qosd.files import interface_file
 from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
-from qosd.memsample import MemoryEvents, MemoryStat
+from qosd.memsample import MemoryStat
 from qosd.model import (
     MAX,
+    CgroupFreeze,
     CpuIdle,
     CpuMax,
     CpuMaxBurst,
@@ -63,6 +64,11 @@ def parse_flat_keyed(raw: bytes, file: str) -> dict[bytes, int]:
         raise Malformed(file, raw.decode("latin-1")) from None
 
 
+def parse_events(raw: bytes, file: str) -> dict[str, int]:
+    """cgroup.events or memory.events. A file without a key that was counted before is never read as 0."""
+    return {key.decode("latin-1"): value for key, value in parse_flat_keyed(raw, file).items()}
+
+
 def parse_cpu_stat(raw: bytes) -> CpuStat:
     stat = parse_flat_keyed(raw, "cpu.stat")
     try:
@@ -84,7 +90,8 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
 
 
 _COUNTS: dict[str, type[CpuMaxBurst | CpuWeight]] = {"cpu.max.burst": CpuMaxBurst, "cpu.weight": CpuWeight}
-_FLAGS: dict[str, type[CpuIdle | MemoryOomGroup]] = {
+_FLAGS: dict[str, type[CgroupFreeze | CpuIdle | MemoryOomGroup]] = {
+    "cgroup.freeze": CgroupFreeze,
     "cpu.idle": CpuIdle,
     "memory.oom.group": MemoryOomGroup,
 }
@@ -112,7 +119,6 @@ _MEMORY_SETTINGS: dict[str, type[MemoryHigh | MemoryLow | MemoryMin]] = {
     "memory.low": MemoryLow,
     "memory.min": MemoryMin,
 }
-_MEMORY_EVENTS = (b"low", b"high", b"max", b"oom", b"oom_kill")
 
 
 def parse_memory_stat(raw: bytes) -> MemoryStat:
@@ -136,13 +142,6 @@ def parse_memory_stat(raw: bytes) -> MemoryStat:
     )
 
 
-def parse_memory_events(raw: bytes) -> MemoryEvents:
-    events = parse_flat_keyed(raw, "memory.events")
-    if b"-" in raw or not all(event in events for event in _MEMORY_EVENTS):
-        raise Malformed("memory.events", raw.decode("latin-1"))
-    return MemoryEvents(*(events[event] for event in _MEMORY_EVENTS))
-
-
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
     if interface_file(file) in IO_FILES:
@@ -153,7 +152,7 @@ def parse_setting(file: str, text: str) -> Setting:
             return _parse_cpu_max(raw)
         case "cpu.max.burst" | "cpu.weight":
             return _COUNTS[file](parse_count(raw, file))
-        case "cpu.idle" | "memory.oom.group":
+        case "cgroup.freeze" | "cpu.idle" | "memory.oom.group":
             return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
@@ -163,25 +162,33 @@ def parse_setting(file: str, text: str) -> Setting:
             raise Malformed(file, text)
 
 
-def format_setting(setting: Setting) -> str:  # noqa: PLR0911 - one return for each kind of text
+def format_setting(setting: Setting) -> str:
     """The text the kernel itself would show for this value, so that texts can be compared."""
     match setting:
         case CpuMax():
             return f"{format_limit(setting.quota_usec)} {setting.period_usec}"
         case CpuMaxBurst(burst_usec=count) | CpuWeight(weight=count):
             return str(count)
-        case CpuIdle():
-            return "1" if setting.idle else "0"
+        case CgroupFreeze() | CpuIdle() | MemoryOomGroup():
+            return _format_flag(setting)
         case CpusetCpus():
             return format_cpulist(setting.cpus)
         case MemoryHigh() | MemoryLow() | MemoryMin():
             return format_limit(setting.bytes)
-        case MemoryOomGroup():
-            return "1" if setting.group else "0"
         case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
             return format_io_setting(setting)
         case _:
             assert_never(setting)
+
+
+def _format_flag(setting: CgroupFreeze | CpuIdle | MemoryOomGroup) -> str:
+    match setting:
+        case CgroupFreeze():
+            return "1" if setting.frozen else "0"
+        case CpuIdle():
+            return "1" if setting.idle else "0"
+        case MemoryOomGroup():
+            return "1" if setting.group else "0"
 
 
 def format_limit(limit: int | Max) -> str:

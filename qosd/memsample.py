@@ -30,16 +30,6 @@ class MemoryStat(msgspec.Struct, frozen=True, gc=False):
         return self.inactive_file + self.active_file
 
 
-class MemoryEvents(msgspec.Struct, frozen=True, gc=False):
-    """memory.events: how often the cgroup met each boundary."""
-
-    low: int
-    high: int
-    max: int
-    oom: int
-    oom_kill: int
-
-
 class MemorySample(msgspec.Struct, frozen=True, gc=False):
     """What is read of a workload's own cgroup beyond memory.current."""
 
@@ -48,7 +38,6 @@ class MemorySample(msgspec.Struct, frozen=True, gc=False):
     """When memory.stat was read: it flushes rstat, so it is read less often than the rest."""
     swap_current: int | None = None
     swap_max: int | Max | None = None
-    events: MemoryEvents | None = None
     ceiling: int | Max | None = None
     """The least protection of the ancestors: no cgroup is protected beyond any of them."""
     ceiling_path: str | None = None

@@ -22,7 +22,7 @@ from qosd.watch import KeptFile, keep, read_kept
 T = TypeVar("T")
 
 _STAT_SIZE = 1 << 14
-FILES = 4
+FILES = 3
 
 
 class Ancestor:
@@ -66,10 +66,9 @@ class MemoryFiles:
             "memory.swap.max",
             lambda raw: cgroupfs.parse_limit(raw, "memory.swap.max"),
         )
-        self._events = keep(self._sys, self._dir_fd, "memory.events", cgroupfs.parse_memory_events)
 
     def look_again(self) -> None:
-        if None in (self._stat, self._swap_current, self._swap_max, self._events):
+        if None in (self._stat, self._swap_current, self._swap_max):
             self._close_own()
             self._open()
         for ancestor in self._ancestors:
@@ -104,7 +103,6 @@ class MemoryFiles:
             now_usec if stat is not None else None,
             self._read(self._swap_current, "memory.swap.current", unknown),
             self._read(self._swap_max, "memory.swap.max", unknown),
-            self._read(self._events, "memory.events", unknown),
             *self._read_ceiling(unknown),
         )
 
@@ -142,6 +140,6 @@ class MemoryFiles:
         return found
 
     def _close_own(self) -> None:
-        for kept in (self._stat, self._swap_current, self._swap_max, self._events):
+        for kept in (self._stat, self._swap_current, self._swap_max):
             if kept is not None:
                 self._sys.close(kept.fd)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from qosd import cgroupfs, clock, discover, procfs, psi, topology
+from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
@@ -44,11 +45,13 @@ class Root:
     __slots__ = (
         "below",
         "dir_fd",
+        "events",
         "files",
         "io_stat",
         "last",
         "match",
         "memory",
+        "memory_events",
         "settings",
         "stat",
         "watched",
@@ -67,6 +70,8 @@ class Root:
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.events = keep(sys, dir_fd, "cgroup.events", lambda raw: parse_events(raw, "cgroup.events"))
+        self.memory_events: KeptFile[dict[str, int]] | None = None
         self.io_stat: KeptFile[dict[str, DiskIo]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
@@ -79,6 +84,10 @@ class Root:
         if None in self.files:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
+        if self.memory_events is None:
+            self.memory_events = keep(
+                sys, self.dir_fd, "memory.events", lambda raw: parse_events(raw, "memory.events")
+            )
             self.memory.look_again()
         if self.io_stat is None:
             self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
@@ -87,12 +96,12 @@ class Root:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 3 + FILES + len(self.settings) + self.memory.fds()
+        return 5 + FILES + len(self.settings) + self.memory.fds()
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
         self.memory.close()
-        for kept in (self.stat, self.io_stat, *self.settings.values()):
+        for kept in (self.stat, self.events, self.memory_events, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -297,6 +306,8 @@ class Sensor:
             same = sample.io is io and sample.memory is memory
             root.last = sample if same else msgspec.structs.replace(sample, io=io, memory=memory)
             below = read_kept(root.stat, match.path, unknown)
+            events = read_kept(root.events, match.path, unknown)
+            memory_events = read_kept(root.memory_events, match.path, unknown)
             files = {
                 file: value
                 for file, kept in root.settings.items()
@@ -308,7 +319,15 @@ class Sensor:
         if below != root.below:
             root.below = below
             self._rescan_due = True
-        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
+        return Workload(
+            match.rule.name,
+            match.rule.tier,
+            match.rule.priority,
+            root.last,
+            files,
+            events or {},
+            memory_events or {},
+        )
 
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())

@@ -11,6 +11,7 @@ from qosd.cpu.view import CpuView
 from qosd.ebpf.status import ProbesView
 from qosd.files import Key, value_of
 from qosd.governors import Decision
+from qosd.interference.view import InterferenceView
 from qosd.memory.decide import MemoryView, WorkloadMemory
 from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
@@ -115,6 +116,7 @@ class Status(msgspec.Struct, frozen=True):
     detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    interference: InterferenceView | None = None
     cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None
     feeds: tuple[Feed, ...] = ()
@@ -212,13 +214,16 @@ def memory_view(decision: Decision, stuck: int) -> MemoryView | None:
 
 
 def reclaim_records(
-    turned: tuple[WorkloadMemory, ...], before: dict[str, str], at: tuple[int, float, int]
+    seen: tuple[WorkloadMemory, ...], before: dict[str, str], at: tuple[int, float, int]
 ) -> tuple[DecisionRecord, ...]:
     """What background reclaim began, stopped or met; `at` is the first record's id, the time and the tick."""
     told = ("reclaiming", "held", "nothing")
     first_id, time, tick = at
     changes = [
-        each for each in turned if each.phase in told or before.get(each.path) in ("reclaiming", "held")
+        each
+        for each in seen
+        if each.phase != before.get(each.path)
+        and (each.phase in told or before.get(each.path) in ("reclaiming", "held"))
     ]
     return tuple(
         DecisionRecord(

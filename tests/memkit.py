@@ -66,7 +66,6 @@ class Group:
                 usec if self.known else None,
                 _b(self.swap),
                 self.swap_max,
-                None,
                 self.ceiling,
                 self.ceiling_path,
             ),

@@ -17,8 +17,8 @@ from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
 from qosd.files import interface_file
 from qosd.memory.decide import WorkloadMemory
-from qosd.net.status import EgressStatus, UplinkView
-from qosd.plan import Reason
+from qosd.net.status import EgressStatus, UplinkView, bit_rate
+from qosd.plan import Input, Reason
 from qosd.procfs import cgroup2_mount
 from qosd.status import DecisionRecord, SettingStatus, Status, WorkloadStatus
 
@@ -191,13 +191,17 @@ def _standing(setting: SettingStatus, mode: str) -> str:
     return f"wanted: {setting.wanted}; {STATES.get(setting.state, setting.state)}{before}"
 
 
+def _quantity(given: Input) -> str:
+    return bit_rate(given.value) if given.unit == "bit/s" else f"{given.value:g} {given.unit}"
+
+
 def _reason(reason: Reason, since_tick: float) -> Iterator[tuple[str, str]]:
     yield "why", reason.text
     yield "rule", reason.rule
     ages: dict[str, list[str]] = {}
     for given in reason.inputs:
         age = screen.duration(given.age_ms / 1000 + max(since_tick, 0.0))
-        ages.setdefault(age, []).append(f"{given.name} {given.value:g} {given.unit}")
+        ages.setdefault(age, []).append(f"{given.name} {_quantity(given)}")
     for age, numbers in ages.items():
         yield "inputs", f"{', '.join(numbers)} (read {age} ago)"
     for label, text in (("threshold", reason.threshold), ("margin", reason.margin), ("clamp", reason.clamp)):

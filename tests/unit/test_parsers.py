@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from qosd import cgroupfs, iofs, procfs, psi, topology
 from qosd.errors import Malformed
-from qosd.memsample import MemoryEvents
 from qosd.model import (
     MAX,
+    CgroupFreeze,
     CpuIdle,
     CpuMax,
     CpuMaxBurst,
@@ -52,7 +52,6 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "flat keyed": (lambda raw: cgroupfs.parse_flat_keyed(raw, "file"), b"populated 1\nfrozen 0\n"),
     "cpu.stat": (cgroupfs.parse_cpu_stat, CPU_STAT),
     "memory.stat": (cgroupfs.parse_memory_stat, MEMORY_STAT),
-    "memory.events": (cgroupfs.parse_memory_events, b"low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\n"),
     "/proc/vmstat": (procfs.parse_vmstat, b"nr_free_pages 1\npgscan_kswapd 5\npgscan_direct 6\n"),
     "pressure": (psi.parse_pressure, PRESSURE),
     "/proc/stat": (lambda raw: procfs.parse_stat(raw, 100, each=True), STAT),
@@ -158,6 +157,7 @@ def test_malformed_names_the_file_and_quotes_the_text() -> None:
 DEVICES = st.builds("{}:{}".format, st.integers(0, 4095), st.integers(0, (1 << 20) - 1))
 SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMax, st.just(MAX) | U64, U64),
+    st.builds(CgroupFreeze, st.booleans()),
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),
@@ -341,7 +341,5 @@ def test_of_memory_stat_sizes_must_be_there_and_counters_may_be() -> None:
         cgroupfs.parse_memory_stat(MEMORY_STAT.replace(b"shmem 3", b"shmem -3"))
 
 
-def test_memory_events_and_vmstat_are_counts() -> None:
-    events = cgroupfs.parse_memory_events(b"low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n")
-    assert events == MemoryEvents(0, 1, 2, 3, 4)
+def test_vmstat_is_counts_and_one_may_be_missing() -> None:
     assert procfs.parse_vmstat(b"pgscan_kswapd 5\n") == procfs.Vmstat(5, None)
