@@ -1,7 +1,8 @@
 """memory.low of LS from its observed working set: the page cache it uses outlives what BE streams through.
 
-The working set is what the cgroup holds less what nobody has touched twice (unmapped inactive_file), plus
-what came back from eviction meanwhile (refaults): a set that does not fit asks for more. Its largest value
+The working set is what the cgroup holds less what nobody has touched twice (unmapped inactive_file). Where
+evicted pages come back (refaults) none of it is taken for cold, and what came back is added: a set that
+does not fit asks for more. Its largest value
 is kept and decays, so that a pause of LS does not give the set away. A cgroup is protected only as far as
 every ancestor is (effective_protection() in mm/page_counter.c). Pure.
 """
@@ -21,6 +22,7 @@ from qosd.split import Claim, split
 
 ROUND = 1 << 20
 _MIB = 1 << 20
+_NOISE = 1 << 18  # bytes read again that say nothing yet: 64 pages
 
 
 class Track(msgspec.Struct, frozen=True, gc=False):
@@ -90,8 +92,11 @@ def working_set(workload: Workload, refaulted: int) -> int | None:
     memory, current = workload.sample.memory, workload.sample.memory_current
     if memory is None or memory.stat is None or current is None:
         return None
+    if refaulted >= _NOISE:
+        # The kernel moves used pages to the inactive list, too, to see whether they are used again.
+        return current + refaulted
     cold = max(memory.stat.inactive_file - memory.stat.file_mapped, 0)
-    return max(current - cold, 0) + refaulted
+    return max(current - cold, 0)
 
 
 def _observe(config: Config, now: Snapshot, workload: Workload, track: Track) -> Track:

@@ -35,6 +35,16 @@ def test_what_had_to_be_read_again_is_added() -> None:
     assert wants(host.tick(5), LS) == {"memory.low": 180 * MIB}
 
 
+def test_cache_is_not_taken_for_cold_while_evicted_pages_come_back() -> None:
+    """The kernel puts used pages on the inactive list, too, to see whether they are used again."""
+    host = Host(Config())
+    host.ls.active, host.ls.inactive = 100, 60
+    assert wants(host.tick(), LS) == {"memory.low": 120 * MIB}
+    host.ls.refaults += 40 * PAGES
+
+    assert wants(host.tick(5), LS) == {"memory.low": 240 * MIB}
+
+
 def test_a_pause_does_not_give_the_set_away_at_once_but_time_does() -> None:
     host = Host(Config())
     host.ls.active = 400
