@@ -254,9 +254,14 @@ class Daemon:
             "status": self.status,
             "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
+            "verdicts": engine.answering.verdicts(),
         }
         if command == "snapshot" and engine.snapshot is not None:
             views["snapshot"] = plain(engine.snapshot)
+        if command == "victims" and engine.snapshot is not None:
+            views["victims"] = engine.answering.victims(
+                engine.config, engine.snapshot, engine.interference_state
+            )
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
         if command in ("feed", "policy"):

@@ -10,6 +10,7 @@ import msgspec
 
 from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
+from qosd.answering import Answering
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.disks import Disks
@@ -17,6 +18,7 @@ from qosd.egress import Change, Egress
 from qosd.feeds import Feeds
 from qosd.files import Key, interface_file
 from qosd.interference import baseline
+from qosd.interference import governor as interference
 from qosd.journal import Journal
 from qosd.model import Snapshot, Tier
 from qosd.plan import Ledger, Now, Plan, diff
@@ -91,6 +93,7 @@ class Engine:
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.answering = Answering(sys, root_fd, journal.directory, self._protected)
         self.probes = Probes(config)
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
@@ -161,6 +164,7 @@ class Engine:
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
             now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
+        self._keep_interference(self.answering.before(self._state.interference, now))
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
             Key(workload.id, file): text
@@ -171,6 +175,7 @@ class Engine:
         self._prev = now
         self.counters.ticks += 1
         self._note(report)
+        self._answer(decision, now, enforce=self.mode == Mode.ENFORCE.value and report.journal_error is None)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
         self.probes.set_thresholds(baseline.runq_thresholds(decision.readings), now)
@@ -181,6 +186,26 @@ class Engine:
         )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
+
+    @property
+    def interference_state(self) -> interference.State:
+        """Verdicts, rungs and kills as they stand."""
+        return self._state.interference
+
+    def _keep_interference(self, state: interference.State) -> None:
+        self._state = msgspec.structs.replace(self._state, interference=state)
+
+    def _answer(self, decision: governors.Decision, now: Snapshot, *, enforce: bool) -> None:
+        """The one-shot effects, after the writes that make way for them."""
+        state, records = self.answering.after(
+            decision.interference, now, self._state.interference, enforce=enforce
+        )
+        self._keep_interference(state)
+        self._record(
+            tuple(
+                msgspec.structs.replace(record, id=self._next_record + n) for n, record in enumerate(records)
+            )
+        )
 
     def _continuous(self, prev: Snapshot | None, now: Snapshot) -> Snapshot | None:
         """The snapshot to take rates from: none across a suspend, whose time no monotonic clock counted."""
@@ -300,6 +325,7 @@ class Engine:
             sensors=self._sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            interference=self.answering.view(self.config, now, self._state.interference),
             cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),

@@ -7,11 +7,13 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
 from qosd.cpu.view import CpuView
-from qosd.interference import baseline
+from qosd.interference import baseline, heard
+from qosd.interference import governor as interference
 from qosd.io import decide as io
 from qosd.memory import oom
-from qosd.model import Snapshot, Tier
+from qosd.model import CpuMax, CpuMaxBurst, Snapshot, Tier
 from qosd.plan import Desired
+from qosd.schema.cpu import Enforce
 
 OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.LS, "cpu.weight"): "cpu.weight",
@@ -30,6 +32,7 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "io.weight"): "io.weight",
     (Tier.BE, "io.bfq.weight"): "io.weight",
     (Tier.BE, "io.max"): "io.limits",
+    (Tier.BE, "cgroup.freeze"): "interference.ladder",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -47,6 +50,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     burst: burst.State = burst.State()
     baseline: baseline.State = baseline.State()
     io: io.State = io.State()
+    interference: interference.State = interference.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -55,24 +59,55 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     cpu: CpuView = CpuView()
     readings: tuple[baseline.Reading, ...] = ()
     """How LS does by what the probes count."""
+    interference: interference.Outcome = interference.Outcome()
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     config, opened = windows.apply(config, now)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
+    signals = heard.signals(now, readings, config.ebpf.baseline.min_evidence)
+    interference_state, found = interference.decide(config, prev, now, state.interference, signals)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = windows.explained(granted, opened)
+    granted = allowance.squeezed(config, granted, found.answer.squeeze)
     pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, granted, budgets, state.bandwidth)
+    bandwidth_state, limits = bandwidth.decide(
+        _answering(config, granted), prev, now, granted, budgets, state.bandwidth
+    )
     overruns = overrun.decide(config, prev, now, state.overruns)
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
-    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     io_state, ios = io.decide(config, prev, now, state.io)
-    desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
+    desired = (
+        *weight.decide(config, now),
+        *_without_lifted(limits, found.answer),
+        *masks,
+        *lent,
+        *oom.decide(config, now),
+        *ios,
+        *found.desired,
+    )
     following = State(
         allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
     )
-    following = msgspec.structs.replace(following, io=io_state)
+    following = msgspec.structs.replace(following, io=io_state, interference=interference_state)
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, granted, view, readings)
+    return following, Decision(desired, granted, view, readings, found)
+
+
+def _answering(config: Config, granted: allowance.Allowance) -> Config:
+    """A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write."""
+    if granted.squeeze >= 1:
+        return config
+    enforced = msgspec.structs.replace(config.cpu.bandwidth, enforce=Enforce.MAX)
+    return msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=enforced))
+
+
+def _without_lifted(limits: tuple[Desired, ...], answer: interference.Answer) -> tuple[Desired, ...]:
+    """Without the CPU limit of the workload in which something is about to be killed."""
+    return tuple(
+        wanted
+        for wanted in limits
+        if wanted.cgroup_id != answer.lift or not isinstance(wanted.setting, CpuMax | CpuMaxBurst)
+    )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import cpumetrics, exposition, metrics_io
+from qosd import cpumetrics, exposition, ladder_metrics, metrics_io
 from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
@@ -64,6 +64,7 @@ def _collect_now(source: Source) -> Iterator[Metric]:
 def collect(source: Source, now: float) -> Iterator[Metric]:
     """Every family; `now` is the wall clock. A value that is not known has no sample."""
     yield from _own(source)
+    yield from ladder_metrics.totals(source.engine.answering.totals)
     status = source.status
     if status is None:
         return
@@ -76,6 +77,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _tiers(status)
     yield from _workloads(status)
     yield from _settings(status)
+    if status.interference is not None:
+        yield from ladder_metrics.current(status.interference)
     yield from cpumetrics.collect(status.cpu)
     yield from metrics_io.collect(status, now)
     if status.net is not None:

@@ -44,6 +44,8 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
     cores: float | None
     usage: Usage | None
     reason: Reason
+    squeeze: float = 1.0
+    """The part of it that interference leaves; `cores` has it in already."""
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Allowance]:
@@ -73,6 +75,22 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         clamp=clamp,
     )
     return State(history, cores), Allowance(cores, usage, reason)
+
+
+def squeezed(config: Config, allowance: Allowance, factor: float) -> Allowance:
+    """What interference leaves of the allowance, unless less is left already; the floor holds."""
+    if factor >= allowance.squeeze or allowance.cores is None or allowance.usage is None:
+        return allowance
+    whole = allowance.cores / allowance.squeeze
+    floor = allowance.usage.capacity * config.cpu.bandwidth.floor_pct / 100
+    cores = min(max(whole * factor, floor), whole)
+    reason = msgspec.structs.replace(
+        allowance.reason,
+        text=f"BE may use {cores:.2f} CPUs, {factor:.0%} of its allowance, since LS waits through it:"
+        f" {allowance.reason.text}",
+        clamp="interference",
+    )
+    return Allowance(cores, allowance.usage, reason, factor)
 
 
 def _hold(bandwidth: CpuBandwidth, state: State) -> tuple[State, Allowance]:

@@ -108,7 +108,7 @@ def test_a_workload_is_held_at_its_own_limit_and_the_metrics_say_so(wired: Guest
     assert 0.5 * 4 * MBIT < class_bps(wired, "a001:30") < 1.1 * 4 * MBIT
     metrics = wired.sh("curl -sf http://127.0.0.1:9753/metrics")
     assert 'qosd_net_uplinks{state="shaped"} 1.0' in metrics
-    assert 'qosd_net_class_sent_bytes_total{class="jobs",uplink="eth0"}' in metrics
+    assert 'qosd_net_class_sent_bytes_total{class="be:jobs",uplink="eth0"}' in metrics
     assert "qosd_net_degraded 0.0" in metrics
     assert re.search(r"^jobs .* 4 Mbit/s .* a001:30 +be.slice$", wired.sh("qosctl status"), re.MULTILINE)
 
