@@ -157,7 +157,7 @@ class Daemon:
         if fd == engine.egress.fileno():
             engine.note_network(engine.egress.on_readable(self._now_usec()))
         elif fd == engine.probes.fileno():
-            engine.probes.hear()
+            engine.probes.events()
 
     def _open_probes(self, *, root_is_the_kernels: bool) -> None:
         """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""

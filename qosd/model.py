@@ -203,6 +203,8 @@ class Feed(msgspec.Struct, frozen=True, gc=False):
     slo: float | None = None
     error: str | None = None
     """Why the source said nothing this time."""
+    news: bool = False
+    """It came since the last tick. A value that stands for ten ticks is still one reading."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
