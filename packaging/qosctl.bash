@@ -4,7 +4,7 @@ _qosctl() {
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
         [explain]='--file --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --json' [run]='--user' [status]='--watch --json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -15,7 +15,7 @@ _qosctl() {
         esac
     done
     case $previous in
-        --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --socket | --config | --against) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
         --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus' -- "$current"); return ;;
         --since | --for) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
@@ -43,6 +43,7 @@ _qosctl() {
     case $command in
         check | record | replay) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
         explain) _qosctl_cgroups ;;
+        simulate) mapfile -t COMPREPLY < <(compgen -W 'steady steady-60 coarse square step bursty spike day busy-day' -- "$current") ;;
         pause) mapfile -t COMPREPLY < <(compgen -W '10m 1h' -- "$current") ;;
     esac
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from qosd import __version__
@@ -46,7 +47,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from qosd.sys import Sys  # noqa: PLC0415 - same
 
     try:
-        daemon = Daemon(Sys(), Paths(arguments.config, arguments.runtime, arguments.cgroup_root))
+        paths = Paths(
+            arguments.config,
+            arguments.runtime,
+            arguments.cgroup_root,
+            state=os.environ.get("STATE_DIRECTORY"),
+        )
+        daemon = Daemon(Sys(), paths)
     except QosdError as error:
         print(f"qosd: {error}", file=sys.stderr)
         return _EX_CONFIG

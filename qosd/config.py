@@ -21,6 +21,10 @@ from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.cpu import Cpu
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.fast import Fast
+from qosd.schema.fast import check as check_fast
+from qosd.schema.prediction import Prediction
+from qosd.schema.prediction import check as check_prediction
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 
 
@@ -83,6 +87,8 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    prediction: Prediction = Prediction()
+    fast: Fast = Fast()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
@@ -157,6 +163,8 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_prediction(config.prediction)
+        or check_fast(config.fast)
         or check_net(config.net)
     )
     names: set[str] = set()

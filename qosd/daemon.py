@@ -19,6 +19,8 @@ from qosd.control import Server, share_with_group
 from qosd.engine import Engine, own_pid_cgroup
 from qosd.errors import ConfigError, QosdError
 from qosd.host import probe_host, require
+from qosd.learned import Learned
+from qosd.model import Breach
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
@@ -41,6 +43,8 @@ class Paths(msgspec.Struct, frozen=True):
     cgroup_root: str | None = None
     proc: str = "/proc"
     sysfs: str = "/sys"
+    state: str | None = None
+    """Where what was learned outlives a restart; None: nowhere."""
 
 
 class TickTimes:
@@ -79,6 +83,8 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
+        self._learned = Learned(sys, paths.state, self._engine)
+        self._learned.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -97,6 +103,7 @@ class Daemon:
         epoll = select.epoll()
         wakeup = _signal_socket()
         epoll.register(wakeup.fileno(), select.EPOLLIN)
+        self._engine.reflex.triggers.epoll = epoll
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)
         control = self._engine.config.control
@@ -109,6 +116,7 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
+            self._learned.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -129,8 +137,8 @@ class Daemon:
                     self._on_signals(wakeup.recv(64))
                 elif server.owns(fd):
                     server.on_event(fd, events, self._now_usec())
-                elif fd == self._engine.egress.fileno():
-                    self._engine.note_network(self._engine.egress.on_readable(self._now_usec()))
+                else:
+                    self._on_kernel(fd, events)
             now = self._now_usec()
             server.expire(now)
             if now >= deadline and not self._stopping:
@@ -141,6 +149,25 @@ class Daemon:
                 self._tick()
                 interval = int(self._engine.config.interval)
                 deadline = self._next_deadline(deadline, interval)
+
+    def _on_kernel(self, fd: int, events: int) -> None:
+        """News from the kernel between two ticks."""
+        engine = self._engine
+        if engine.reflex.triggers.owns(fd):
+            event = engine.reflex.triggers.on_event(fd, events, self._now_usec())
+            if event is not None:
+                self._react(event)
+        elif fd == engine.egress.fileno():
+            engine.note_network(engine.egress.on_readable(self._now_usec()))
+
+    def _react(self, event: Breach) -> None:
+        try:
+            self._engine.react(event)
+        except Exception:
+            log.exception("reaction failed; giving everything back and only observing from now on")
+            self._give_up()
+        else:
+            self._log()
 
     def _watch_network(self, epoll: select.epoll) -> None:
         """It opens and closes with the configuration; the kernel forgets a closed one by itself."""
@@ -159,19 +186,23 @@ class Daemon:
         try:
             status = self._engine.tick()
         except Exception:
-            # A bug must not leave limits behind that nobody decides about any more.
             log.exception("tick failed; giving everything back and only observing from now on")
-            self._engine.failed = True
-            self._engine.counters.failures += 1
-            self._engine.release()
-            self._log()
+            self._give_up()
             return
         self._log()
+        self._learned.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
         )
         notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
+
+    def _give_up(self) -> None:
+        """A bug must not leave limits behind that nobody decides about any more."""
+        self._engine.failed = True
+        self._engine.counters.failures += 1
+        self._engine.release()
+        self._log()
 
     def _log(self) -> None:
         for record in self._engine.records:
@@ -229,8 +260,8 @@ class Daemon:
             "decisions": tuple(engine.records),
             "config": engine.config,
         }
-        if command == "snapshot" and engine.snapshot is not None:
-            views["snapshot"] = plain(engine.snapshot)
+        if command == "snapshots":
+            views["snapshots"] = [plain(each) for each in engine.recent_after(request.get("after"))]
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
         if command not in ("reload", "pause", "resume"):

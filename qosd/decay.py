@@ -81,7 +81,7 @@ class Histogram(msgspec.Struct, frozen=True, gc=False):
         return msgspec.structs.replace(self, since_usec=at_usec, weights=weights)
 
     def _left(self, age_usec: int) -> float:
-        return 2.0 ** -min(max(age_usec, 0) / self.half_life_usec, 1000.0)
+        return math.exp2(-min(max(age_usec, 0) / self.half_life_usec, 1000.0))
 
     def _bucket(self, value: float) -> int:
         if value < self.first:

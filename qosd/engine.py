@@ -10,12 +10,13 @@ import msgspec
 from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
 from qosd.config import Config, Mode
-from qosd.cpu import allowance
+from qosd.cpu import predict, squeeze
 from qosd.egress import Change, Egress
 from qosd.files import Key
 from qosd.journal import Journal
-from qosd.model import Snapshot
-from qosd.plan import Ledger, Now, Plan, diff
+from qosd.model import Breach, CpuMax, Snapshot
+from qosd.plan import Desired, Ledger, Now, Plan, diff, key_of, tightens
+from qosd.reflex import Reflex
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -24,6 +25,7 @@ _SUSPEND_USEC = 2_000_000  # CLOCK_BOOTTIME runs on in suspend, CLOCK_MONOTONIC 
 _RELOAD_USEC = 10_000_000  # systemd rewrites attributes only after its generators have run
 _RELEASE_PASSES = 3  # a burst may wait for its limit, which may wait for nothing
 _RECORDS = 512
+_RECENT = 128  # 12 s at the shortest interval: who follows the ticks may be as late as that
 NEVER_TOUCHED = (
     "init.scope",
     "system.slice/dbus.service",
@@ -83,14 +85,19 @@ class Engine:
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.reflex = Reflex(sys, root_fd)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
+        self._before: Snapshot | None = None
+        """The snapshot that the last tick took its rates from."""
         self._tick = 0
         self._next_record = 1
         self._reloaded_usec: int | None = None
         self._heard: dict[str, int] = {}
         self.counters = Counters()
+        self.recent: deque[Snapshot] = deque(maxlen=_RECENT)
+        """The last snapshots without their descendants, for `qosctl record`."""
         self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
         self.paused_until: float | None = None
         """Wall clock (only a person sets it): nothing is wanted until then."""
@@ -113,6 +120,21 @@ class Engine:
         """What the last tick saw."""
         return self._prev
 
+    def recent_after(self, tick: object) -> list[Snapshot]:
+        """What a follower who has seen that tick lacks; it is from another run if it is still to come."""
+        seen = tick if isinstance(tick, int) and tick <= self._tick else 0
+        return [snapshot for snapshot in self.recent if snapshot.tick > seen]
+
+    @property
+    def learned(self) -> predict.Learned:
+        """The use that was seen so far, for the prediction."""
+        return self._state.allowance.learned
+
+    @learned.setter
+    def learned(self, learned: predict.Learned) -> None:
+        known = msgspec.structs.replace(self._state.allowance, learned=learned)
+        self._state = msgspec.structs.replace(self._state, allowance=known)
+
     @property
     def mode(self) -> str:
         if self.failed:
@@ -128,7 +150,7 @@ class Engine:
         self._tick += 1
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
-        now = self._sensor.snapshot(self._tick)
+        now = self.reflex.enter(self._sensor.snapshot(self._tick))
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -137,9 +159,11 @@ class Engine:
             for file, text in workload.files.items()
         }
         plan, report = self._act(now, prev, decision, files)
-        self._prev = now
+        self._before, self._prev = prev, now
+        self.recent.append(msgspec.structs.replace(now, descendants=()))
         self.counters.ticks += 1
         self._note(report)
+        self.reflex.note(self.config, self.mode, now)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
         built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
@@ -153,9 +177,39 @@ class Engine:
         asleep = (now.boottime_usec - now.monotonic_usec) - (prev.boottime_usec - prev.monotonic_usec)
         if abs(asleep) <= _SUSPEND_USEC:
             return prev
-        kept = allowance.State(cores=self._state.allowance.cores)
+        kept = msgspec.structs.replace(self._state.allowance, history=(), unknown_ticks=0)
         self._state = msgspec.structs.replace(self._state, allowance=kept)
+        self.reflex.forget()
         return None
+
+    def react(self, event: Breach) -> str:
+        """Answer a breach now, with one tighter limit for BE at most; the next tick sees to the way back.
+
+        Whatever wakes up between two ticks may call it. The outcome is `cut` or why there was none.
+        """
+        now = self._prev
+        if now is None or not self.reflex.hear(event):
+            outcome = "unknown" if now is None else "too-many"
+        else:
+            wanted, outcome = governors.react(self.config, self._before, now, self._state, self.reflex.events)
+            outcome = self._cut(wanted) if outcome == squeeze.CUT else outcome
+        self.reflex.count(event.source, outcome)
+        return outcome
+
+    def _cut(self, wanted: tuple[Desired, ...]) -> str:
+        """Write what is tighter than what stands there, as a tick would: journal first, nobody overruled."""
+        if self.mode != Mode.ENFORCE.value:
+            return "observed"
+        files = self._sensor.settings({each.cgroup_id for each in wanted})
+        wanted = tuple(each for each in wanted if tightens(each, files, self._ledger))
+        held = {key: self._ledger[key] for key in map(key_of, wanted) if key in self._ledger}
+        now_usec = self._sys.monotonic_ns() // 1000
+        following, plan = diff(Now(now_usec, files), wanted, held, self.config.ownership)
+        self._ledger |= following
+        self._ledger, report = self._apply(plan, now_usec)
+        self._note(report)
+        results = {done.result for done in report.applied if done.write.key.file == CpuMax.file}
+        return squeeze.CUT if "written" in results else min(results, default="left-alone")
 
     def _act(
         self, now: Snapshot, prev: Snapshot | None, decision: governors.Decision, files: dict[Key, str]
@@ -194,6 +248,7 @@ class Engine:
         return Report(restored=tuple(outcome for report in reports for outcome in report.restored))
 
     def close(self) -> None:
+        self.reflex.triggers.disarm()
         self.note_network(self.egress.close())
         self._sensor.close()
         self._host.close()
@@ -254,6 +309,7 @@ class Engine:
             sensors=self._sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            reflex=self.reflex.status(now, decision.squeeze),
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

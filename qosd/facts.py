@@ -86,3 +86,7 @@ class Facts(msgspec.Struct, frozen=True):
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
     uplinks: tuple[UplinkFacts, ...] = ()
+    trigger_window_usec: int | None = None
+    """The shortest window that the kernel took for a PSI trigger, of those qosd would try."""
+    trigger_wanted_usec: int = 0
+    trigger_refused: str | None = None

@@ -223,6 +223,27 @@ def _memory(state: FileState, current: str | None, now: Now) -> FileState | None
     )
 
 
+def key_of(wanted: Desired) -> Key:
+    return Key(wanted.cgroup_id, wanted.setting.file)
+
+
+def tightens(wanted: Desired, files: dict[Key, str], ledger: Ledger) -> bool:
+    """Whether it takes away from what stands there now, and that is not somebody else's choice over ours.
+
+    For a write between two ticks: what is loosened, and what is fought over, can wait for the next one.
+    """
+    key = key_of(wanted)
+    current = files.get(key)
+    ours = ledger.get(key, FileState()).ours
+    if current is None or (ours is not None and current != ours) or not _is_readable(key.file, current):
+        return False
+    match parse_setting(key.file, current), wanted.setting:
+        case CpuMax() as old, CpuMax() as new:
+            return _share(new) < _share(old)
+        case old, new:
+            return old != new
+
+
 def order(writes: list[Write]) -> tuple[Write, ...]:
     """The order in which the kernel takes the writes, and in which no moment is tighter than both ends.
 

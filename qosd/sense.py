@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -9,7 +10,8 @@ from qosd import cgroupfs, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone
-from qosd.model import CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
+from qosd.files import Key
+from qosd.model import CgroupId, CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
 from qosd.sys import Sys, open_same_cgroup
 from qosd.watch import (
     CgroupFiles,
@@ -167,6 +169,17 @@ class Sensor:
             workloads,
             descendants,
         )
+
+    def settings(self, cgroup_ids: set[CgroupId]) -> dict[Key, str]:
+        """What the watched files of some workloads hold right now, between two snapshots."""
+        found: dict[Key, str] = {}
+        for root in (self._roots[each] for each in cgroup_ids if each in self._roots):
+            for file, kept in root.settings.items():
+                with contextlib.suppress(CgroupGone):
+                    value = read_kept(kept, root.match.path, {})
+                    if value is not None:
+                        found[Key(root.match.id, file)] = value
+        return found
 
     def close(self) -> None:
         self._descendants.close()

@@ -12,6 +12,7 @@ from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
+from qosd.reflex import ReflexStatus
 
 
 class HostStatus(msgspec.Struct, frozen=True):
@@ -103,9 +104,10 @@ class Status(msgspec.Struct, frozen=True):
     refused: dict[str, str]
     """Cgroups that a rule matches and qosd does not take, with the reason."""
     paused_until: float | None = None
-    detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    reflex: ReflexStatus | None = None
+    """What is found and done between two ticks."""
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:

@@ -9,6 +9,7 @@ import subprocess
 
 import psutil
 
+from qosd import trigger
 from qosd.config import Config, WorkloadRule
 from qosd.configfile import read_config
 from qosd.discover import Match, resolve
@@ -18,6 +19,7 @@ from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts
 from qosd.host import HostFacts, probe_host
 from qosd.model import printable
 from qosd.net import survey as net
+from qosd.schema.fast import Fast
 from qosd.sys import DIRECTORY, Sys
 
 _OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
@@ -54,6 +56,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _steal_pct(),
         _disks(host.cgroup_root),
         _uplinks(config),
+        *_trigger(config.fast, proc),
     )
 
 
@@ -72,6 +75,21 @@ def _uplinks(config: Config) -> tuple[UplinkFacts, ...]:
     except OSError as error:
         why = f"cannot look at the devices: {error.strerror or error}"
         return (UplinkFacts("net", ok=False, text=why, remedy="run it on the host, as root"),)
+
+
+def _trigger(fast: Fast, proc: str) -> tuple[int | None, int, str | None]:
+    """For a moment, a trigger on the host's own cpu pressure: its window, the one wanted, or why not."""
+    sys = Sys()
+    try:
+        dir_fd = sys.open(f"{proc}/pressure", DIRECTORY)
+        try:
+            fd, _, window_usec = trigger.arm(sys, dir_fd, fast, "cpu")
+            sys.close(fd)
+        finally:
+            sys.close(dir_fd)
+    except OSError as error:
+        return None, int(fast.window), trigger.why(error)
+    return window_usec, int(fast.window), None
 
 
 def _read(path: str) -> str | None:

@@ -34,7 +34,9 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
 def decide(
     config: Config, prev: Snapshot | None, now: Snapshot, allowance: Allowance, state: State
 ) -> tuple[State, tuple[Desired, ...]]:
-    if config.cpu.bandwidth.enforce is not Enforce.MAX or allowance.cores is None:
+    # A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write.
+    calm = config.cpu.bandwidth.enforce is not Enforce.MAX and allowance.squeeze >= 1
+    if calm or allowance.cores is None:
         return State(), ()
     limited = [workload for workload in now.tier(Tier.BE) if workload.setting("cpu.max") is not None]
     claims = [_claim(config, prev, now, workload, state) for workload in limited]

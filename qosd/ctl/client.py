@@ -40,9 +40,9 @@ def ask(path: str, command: str, **arguments: Any) -> bytes:  # noqa: ANN401 - a
     return bytes(reply.ok)
 
 
-def ask_for(path: str, command: str, kind: type[T]) -> T:
+def ask_for(path: str, command: str, kind: type[T], **arguments: Any) -> T:  # noqa: ANN401 - as above
     """The answer as a value. Raises `Failure`, also when the two are of different versions."""
-    answer = ask(path, command)
+    answer = ask(path, command, **arguments)
     if answer == b"null":
         raise Failure("qosd has not finished a tick yet; if this lasts: journalctl -u qosd -n 20", NO)
     try:

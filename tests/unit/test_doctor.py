@@ -47,6 +47,8 @@ WELL = Facts(
     clock_source="tsc",
     steal_pct=0.1,
     disks=(DiskFacts("vda", "bfq", io_cost=False),),
+    trigger_window_usec=100_000,
+    trigger_wanted_usec=100_000,
 )
 
 
@@ -124,6 +126,13 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
         ({"slices": (SliceFacts("be.slice", has_unit_file=False),)}, "be.slice", "warn", "daemon-reload"),
         ({"daemon_running": False}, "daemon", "warn", "systemctl start qosd"),
         ({"unit_capabilities": frozenset()}, "capabilities", "warn", "CAP_SYS_RESOURCE"),
+        ({"trigger_window_usec": 500_000}, "psi triggers", "warn", "Linux 6.5"),
+        (
+            {"trigger_window_usec": None, "trigger_refused": "PSI is off"},
+            "psi triggers",
+            "warn",
+            "CAP_SYS_RESOURCE",
+        ),
         ({"swap_bytes": 0}, "swap", "warn", "zram"),
         ({"oom_killers": ("systemd-oomd",)}, "oom killer", "warn", "ManagedOOMPreference=omit"),
         ({"oom_killers": ("earlyoom",)}, "oom killer", "warn", "disable --now earlyoom"),
@@ -159,6 +168,7 @@ def test_each_lack_gives_one_finding_with_its_remedy(
     "changes",
     [
         {"swap_bytes": None},
+        {"trigger_window_usec": None, "trigger_wanted_usec": 0},
         {"htb": None},
         {"clock_source": None},
         {"steal_pct": None},
