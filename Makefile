@@ -5,6 +5,9 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
+# Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
+PARALLEL := -n 2 --dist loadgroup
+
 .PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-fast clean
 
 help: ## this list
@@ -19,10 +22,12 @@ demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo
 
 test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
 	packaging/bootstrap test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m native
+	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
+	$(RUN) -m pytest -m vm $(PARALLEL)
 
 test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
-	$(RUN) -m pytest -m "not vm and not native"
+	$(RUN) -m pytest -m "not vm and not native" $(PARALLEL)
 
 lint: $(VENV)/stamp ## ruff, mypy --strict, import contracts
 	$(RUN) -m pytest tests/test_linters.py

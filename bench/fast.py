@@ -38,9 +38,18 @@ def share():
     quota, period = open(LIMIT).read().split()
     return float("inf") if quota == "max" else int(quota) / int(period)
 
+CONFIG = '''interval = "1s"
+[cpu.weight]
+be_idle = "never"
+[cpu.bandwidth]
+enforce = "max"
+[fast]
+threshold_pct = 30
+max_triggers = '''
+
 def configure(triggers):
     with open("/etc/qosd/qosd.toml", "w") as file:
-        file.write('interval = "1s"\n[fast]\nmax_triggers = %d\nthreshold_pct = 30\n' % triggers)
+        file.write(CONFIG + str(triggers) + "\n")
     subprocess.run(["qosctl", "reload"], check=True, stdout=subprocess.DEVNULL)
 
 def wait(holds, seconds=60):

@@ -188,7 +188,7 @@ class Engine:
         Whatever wakes up between two ticks may call it. The outcome is `cut` or why there was none.
         """
         now = self._prev
-        if now is None or not self.reflex.hear(event):
+        if now is None or not self.reflex.hear(event, cut_idle=self.config.fast.cut_idle):
             outcome = "unknown" if now is None else "too-many"
         else:
             wanted, outcome = governors.react(self.config, self._before, now, self._state, self.reflex.events)
@@ -303,7 +303,7 @@ class Engine:
             config="",
             config_error=None,
             host=status.host_status(now, usage),
-            tiers=status.tier_status(decision),
+            tiers=status.tier_status(prev, now, decision),
             workloads=tuple(status.workload_status(prev, now, workload) for workload in now.workloads),
             settings=status.setting_status(decision.desired, plan, self._ledger, files, report),
             sensors=self._sensors(now),

@@ -203,6 +203,11 @@ def _tiers(status: Status) -> Iterator[Metric]:
         "qosd_tier_cpu_allowance_cores", "CPUs the tier may use now; absent without a limit.", labels=["tier"]
     )
     number = GaugeMetricFamily("qosd_workloads", "Cgroups that rules match now.", labels=["tier"])
+    waits = GaugeMetricFamily(
+        "qosd_tier_pressure_ratio",
+        "Share of the last tick in which tasks waited: the worst of the tier's workloads.",
+        labels=["tier", "resource"],
+    )
     counts = Counter(workload.tier.value for workload in status.workloads)
     for name, tier in status.tiers.items():
         number.add_metric([name], counts[name])
@@ -210,7 +215,14 @@ def _tiers(status: Status) -> Iterator[Metric]:
             use.add_metric([name], tier.cpu_cores)
         if tier.cpu_allowance_cores is not None:
             allowed.add_metric([name], tier.cpu_allowance_cores)
-    yield from (use, allowed, number)
+        for resource, share in (
+            ("cpu", tier.waits.cpu),
+            ("memory", tier.waits.memory),
+            ("io", tier.waits.io),
+        ):
+            if share is not None:
+                waits.add_metric([name, resource], share)
+    yield from (use, allowed, number, waits)
 
 
 def _workloads(status: Status) -> Iterator[Metric]:

@@ -60,11 +60,11 @@ class Reflex:
     def forget(self) -> None:
         self._witness.forget()
 
-    def hear(self, event: Breach) -> bool:
+    def hear(self, event: Breach, *, cut_idle: bool) -> bool:
         """Take an event in, with its evidence. False when there were too many since the last tick."""
         if len(self._events) >= _EVENTS:
             return False
-        self._events.append(self._witness.testify(event))
+        self._events.append(self._witness.testify(event, cut_idle=cut_idle))
         return True
 
     def count(self, source: str, outcome: str) -> None:

@@ -13,6 +13,7 @@ from qosd.model import Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
 from qosd.reflex import ReflexStatus
+from qosd.stalls import Waits, tier_waits
 
 
 class HostStatus(msgspec.Struct, frozen=True):
@@ -31,6 +32,8 @@ class TierStatus(msgspec.Struct, frozen=True):
     cpu_allowance_cores: float | None = None
     """For BE: what it may use now. None for LS, and while BE is not limited."""
     reason: Reason | None = None
+    waits: Waits = Waits()
+    """Of the last tick, the worst of the tier's workloads."""
 
 
 class WorkloadStatus(msgspec.Struct, frozen=True):
@@ -124,15 +127,18 @@ def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
     )
 
 
-def tier_status(decision: Decision) -> dict[str, TierStatus]:
+def tier_status(prev: Snapshot | None, now: Snapshot, decision: Decision) -> dict[str, TierStatus]:
     granted = decision.allowance
     usage = granted.usage if granted is not None else None
     return {
-        Tier.LS.value: TierStatus(usage.ls if usage is not None else None),
+        Tier.LS.value: TierStatus(
+            usage.ls if usage is not None else None, waits=tier_waits(prev, now, Tier.LS)
+        ),
         Tier.BE.value: TierStatus(
             usage.be if usage is not None else None,
             granted.cores if granted is not None else None,
             granted.reason if granted is not None else None,
+            tier_waits(prev, now, Tier.BE),
         ),
     }
 

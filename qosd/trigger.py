@@ -21,9 +21,9 @@ from qosd.errors import CgroupGone
 from qosd.model import Breach, CgroupId, Snapshot, Tier
 from qosd.schema.fast import Fast
 from qosd.sys import Sys, open_interface, open_same_cgroup
+from qosd.witness import CPU_PRESSURE
 
 FILE = "cpu.pressure"
-SIGNAL = "cpu.pressure some"
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WINDOWS = (500_000, 2_000_000)
 """What Linux 6.1 takes, and what a daemon without CAP_SYS_RESOURCE gets."""
@@ -127,7 +127,7 @@ class Triggers:
             self._drop(armed)
             return None
         usec = float(armed.threshold_usec)
-        return Breach(armed.cgroup_id, SIGNAL, usec, usec, at_usec, window_usec=armed.window_usec)
+        return Breach(armed.cgroup_id, CPU_PRESSURE, usec, usec, at_usec, window_usec=armed.window_usec)
 
     def disarm(self) -> None:
         """Take every trigger off: closing the fd does."""

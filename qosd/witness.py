@@ -15,6 +15,7 @@ from qosd.errors import CgroupGone, Malformed
 from qosd.model import Breach, CgroupId, CgroupSample, CpuStat, Snapshot, Tier, Workload
 from qosd.sys import Sys, open_cgroup, open_same_cgroup, read_interface
 
+CPU_PRESSURE = "cpu.pressure some"
 _TICKS = 4
 _LIMITED = 64  # cgroups with a cpu.max of their own, or new ones, below an LS workload that are asked
 _WALKED = 256  # directories below it that are looked into for new ones
@@ -40,7 +41,7 @@ class Witness:
         """After a gap that no monotonic clock counted."""
         self._seen.clear()
 
-    def testify(self, event: Breach) -> Breach:
+    def testify(self, event: Breach, *, cut_idle: bool) -> Breach:
         """The event with its evidence; None where the files cannot say."""
         since = self._since(event.at_usec - event.window_usec)
         if since is None:
@@ -48,7 +49,9 @@ class Witness:
         return msgspec.structs.replace(
             event,
             throttled_usec=self._throttled_usec(event, since),
-            be_cores=self._be_cores(event.at_usec - since.monotonic_usec, since),
+            be_cores=self._be_cores(
+                event.at_usec - since.monotonic_usec, _suspects(event, since, cut_idle=cut_idle)
+            ),
         )
 
     def _since(self, usec: int) -> Snapshot | None:
@@ -119,11 +122,13 @@ class Witness:
             ]
         return new
 
-    def _be_cores(self, elapsed_usec: int, since: Snapshot) -> float | None:
-        """What BE used at least: one that cannot be read adds nothing. None if none of them can."""
+    def _be_cores(self, elapsed_usec: int, suspects: tuple[Workload, ...]) -> float | None:
+        """What they used at least: one that cannot be read adds nothing. None if none of them can."""
+        if not suspects:
+            return 0.0
         used = [
             max(now.usage_usec - workload.sample.cpu.usage_usec, 0)
-            for workload in since.tier(Tier.BE)
+            for workload in suspects
             if workload.sample.cpu is not None and (now := self._read(workload.sample)) is not None
         ]
         return sum(used) / elapsed_usec if used and elapsed_usec > 0 else None
@@ -140,3 +145,13 @@ class Witness:
             return read_interface(self._sys, dir_fd, file)
         finally:
             self._sys.close(dir_fd)
+
+
+def _suspects(event: Breach, since: Snapshot, *, cut_idle: bool) -> tuple[Workload, ...]:
+    """The BE workloads that can be to blame.
+
+    A group that is cpu.idle is preempted whenever a task of LS wakes up: it makes none wait for a CPU.
+    """
+    waits_for_cpu = event.signal == CPU_PRESSURE and not cut_idle
+    be = since.tier(Tier.BE)
+    return tuple(each for each in be if not waits_for_cpu or each.setting("cpu.idle") != "1")

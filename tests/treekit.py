@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qosd.act import Actuator, Backoff, Report
-from qosd.config import Config, Ownership
+from qosd.config import Config, Ownership, decode
 from qosd.engine import Engine
 from qosd.errors import Malformed
 from qosd.files import Key
@@ -28,6 +28,9 @@ from qosd.sys import DIRECTORY, Sys
 from qosd.topology import format_cpulist, parse_cpulist
 
 Tree = Mapping[str, "str | bytes | Tree"]
+
+QUOTA = decode('[cpu.bandwidth]\nenforce = "max"')
+"""The defaults, and BE under a quota all the time: something to write and to give back."""
 
 NR_CPUS = 4
 CPU_FILES = {
@@ -372,9 +375,7 @@ class Box:
         root_fd = self.sys.open(str(self.root), DIRECTORY)
         host = HostFiles(self.sys, str(self.proc), str(self.sysfs))
         journal = Journal(self.sys, str(self.run), BOOT)
-        self.engine = Engine(
-            self.sys, root_fd, config or Config(), journal, "system.slice/qosd.service", host
-        )
+        self.engine = Engine(self.sys, root_fd, config or QUOTA, journal, "system.slice/qosd.service", host)
 
     def pass_time(self, seconds: float, **cores: float) -> None:
         """The clock moves; `ls`, `be` and `system` use that many CPUs meanwhile."""

@@ -35,7 +35,7 @@ class CpuWeights(Section, frozen=True):
 
 
 class CpuBandwidth(Section, frozen=True):
-    enforce: Enforce = Enforce.MAX
+    enforce: Enforce = Enforce.NONE
     period: Duration = Duration(10_000)
     estimate: Estimate = Estimate.LAST
     mean: Duration = Duration(5_000_000)

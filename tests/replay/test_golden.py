@@ -2,7 +2,7 @@
 
 tests/data/steps.trace.jsonl is what the governors saw on the plant of `qosd.simulate` while LS went between
 10 and 70 % of 4 CPUs. Where a change of the law is meant, `qosctl replay tests/data/steps.trace.jsonl
---config etc/qosd.toml` prints the new golden text, and its diff belongs in the commit.
+--config FILE` prints the new golden text (with enforce = "max" in FILE), and its diff belongs in the commit.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from qosd.config import Config, decode
+from qosd.config import decode
 from qosd.ctl.trace import lines
 from qosd.errors import QosdError
 from qosd.model import Tier
 from qosd.replay import load, plain, replay
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+QUOTA = decode('[cpu.bandwidth]\nenforce = "max"')
 TRACE = (DATA / "steps.trace.jsonl").read_bytes().splitlines()
 
 
 def test_a_recorded_trace_leads_to_the_plans_it_always_did() -> None:
-    assert lines(tuple(replay(Config(), load(TRACE)))) == (DATA / "steps.golden.txt").read_text().splitlines()
+    assert lines(tuple(replay(QUOTA, load(TRACE)))) == (DATA / "steps.golden.txt").read_text().splitlines()
 
 
 def test_another_target_leaves_be_less_on_the_same_trace() -> None:
     config = decode("[host]\ncpu_target_pct = 50")
 
-    as_it_was = [step.allowance_cores for step in replay(Config(), load(TRACE))]
+    as_it_was = [step.allowance_cores for step in replay(QUOTA, load(TRACE))]
     tried = [step.allowance_cores for step in replay(config, load(TRACE))]
 
     pairs = [(a, b) for a, b in zip(as_it_was, tried, strict=True) if a is not None and b is not None]

@@ -16,7 +16,10 @@ from qosd.daemon import Daemon, Paths, changed_keys
 from qosd.errors import ConfigError
 from qosd.journal import FILE, read_boot_id
 
-CONFIG = 'interval = "1s"\n[metrics]\nlisten = ""\n[control]\ngroup = "no-such-group"\n'
+CONFIG = (
+    'interval = "1s"\n[metrics]\nlisten = ""\n[control]\ngroup = "no-such-group"\n'
+    '[cpu.bandwidth]\nenforce = "max"\n'
+)
 
 
 class Host(Box):

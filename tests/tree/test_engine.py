@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from treekit import BOOT, CPU_FILES, GROUP_FILES, NR_CPUS, Box, Call, make_tree, rewrite, text_of
+from treekit import BOOT, CPU_FILES, GROUP_FILES, NR_CPUS, QUOTA, Box, Call, make_tree, rewrite, text_of
 
-from qosd.config import Config, Mode, Sense, WorkloadRule, decode
+from qosd.config import Mode, Sense, WorkloadRule, decode
 from qosd.journal import restore_from
 from qosd.model import Tier
 from qosd.sys import DIRECTORY, READ, Sys, open_cgroup, open_interface, read_interface, write_interface
@@ -59,7 +59,7 @@ def test_be_gets_what_ls_and_the_system_leave_and_the_host_is_whole_again_after(
 
 def test_observe_mode_makes_no_write_at_all(tmp_path: Path) -> None:
     """Every system call of many ticks, recorded: none creates, writes, truncates or renames."""
-    box = Box(tmp_path, Config(mode=Mode.OBSERVE))
+    box = Box(tmp_path, msgspec.structs.replace(QUOTA, mode=Mode.OBSERVE))
     before = box.contents()
 
     for load in (0.5, 3.0, 0.1, 4.0, 0.0):
@@ -288,7 +288,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cgroup_of_any_name_is_managed_restored_and_shown_without_harm(tmp_path: Path, name: bytes) -> None:
     rule = WorkloadRule(name="any", tier=Tier.BE, match=("any/*",))
-    box = Box(tmp_path, Config(workload=(rule,)))
+    box = Box(tmp_path, msgspec.structs.replace(QUOTA, workload=(rule,)))
     (box.root / "any").mkdir()
     group = make_tree(box.root / "any" / os.fsdecode(name), GROUP_FILES)
     before = box.contents()
@@ -305,7 +305,7 @@ def test_a_cgroup_of_any_name_is_managed_restored_and_shown_without_harm(tmp_pat
 
 
 def test_a_thousand_comings_and_goings_keep_fds_and_the_ledger_flat(tmp_path: Path) -> None:
-    box = Box(tmp_path, Config(sense=Sense(fd_budget=200)))
+    box = Box(tmp_path, msgspec.structs.replace(QUOTA, sense=Sense(fd_budget=200)))
     files = {"cpu.stat": GROUP_FILES["cpu.stat"], "memory.current": "0\n"}
     box.settle(4, **BUSY)
     low = len(box.sys.fds)
@@ -329,7 +329,7 @@ def test_a_thousand_comings_and_goings_keep_fds_and_the_ledger_flat(tmp_path: Pa
 
 
 def test_a_tree_deeper_than_the_cap_is_cut_and_said(tmp_path: Path) -> None:
-    box = Box(tmp_path, Config(sense=Sense(max_depth=5)))
+    box = Box(tmp_path, msgspec.structs.replace(QUOTA, sense=Sense(max_depth=5)))
     deep = box.root / "be.slice"
     for _ in range(12):
         deep = deep / "d"

@@ -15,7 +15,8 @@ from treekit import Box, text_of
 
 CONFIG = (
     'interval = "100ms"\n[metrics]\nlisten = ""\n[control]\ngroup = "no-such-group"\n'
-    "[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0\n"
+    '[cpu.bandwidth]\nenforce = "max"\n'
+    "deadband_up_pct = 0\ndeadband_down_pct = 0\n"
 )
 ROOT = Path(__file__).resolve().parents[2]
 

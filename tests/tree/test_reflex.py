@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from treekit import BOOT, GROUP_FILES, Box, Crash, cgroup_id, make_tree, rewrite, text_of
 
-from qosd.config import Config, Mode, decode
+from qosd.config import decode
 from qosd.journal import restore_from
 from qosd.model import Breach
 
@@ -19,9 +19,13 @@ THROTTLED = (
 )
 
 
+MAX = '[fast]\ncut_idle = true\n[cpu.bandwidth]\nenforce = "max"\n'
+NONE = "[fast]\ncut_idle = true\n"
+
+
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
+    box = Box(tmp_path, decode(MAX))
     box.settle(**BUSY)
     yield box
     box.close()
@@ -89,7 +93,7 @@ def test_the_next_tick_keeps_the_cut_and_the_ones_after_give_it_back(box: Box) -
 
 
 def test_the_host_is_whole_again_after_a_stop_right_after_a_cut(tmp_path: Path) -> None:
-    box = Box(tmp_path)
+    box = Box(tmp_path, decode(MAX))
     before = box.contents()
     box.settle(**BUSY)
     react(box)
@@ -100,13 +104,13 @@ def test_the_host_is_whole_again_after_a_stop_right_after_a_cut(tmp_path: Path) 
     box.close()
 
 
-@pytest.mark.parametrize("enforce", ["max", "none"])
-def test_a_crash_at_any_call_of_a_cut_is_undone(tmp_path: Path, enforce: str) -> None:
+@pytest.mark.parametrize("text", [MAX, NONE])
+def test_a_crash_at_any_call_of_a_cut_is_undone(tmp_path: Path, text: str) -> None:
     """The original is on file before the write, between ticks as in them."""
     for nth in range(1, 200):
         directory = tmp_path / str(nth)
         directory.mkdir()
-        box = Box(directory, decode(f'[cpu.bandwidth]\nenforce = "{enforce}"'))
+        box = Box(directory, decode(text))
         before = box.contents()
         box.settle(**BUSY)
         box.sys.crash_at(nth)
@@ -171,7 +175,7 @@ def test_an_ls_that_holds_itself_back_costs_be_nothing(box: Box) -> None:
 
 def test_a_service_of_ls_that_is_held_back_by_its_own_limit_costs_be_nothing(tmp_path: Path) -> None:
     """The slice's own cpu.stat does not show what its services are throttled."""
-    box = Box(tmp_path)
+    box = Box(tmp_path, decode(MAX))
     service = make_tree(box.root / "ls.slice/web.service", GROUP_FILES)
     rewrite(service / "cpu.stat", THROTTLED.format(usage=0, usec=0))
     rewrite(box.root / "ls.slice/cgroup.stat", "nr_descendants 1\nnr_dying_descendants 0\n")
@@ -206,7 +210,7 @@ def test_a_new_service_without_a_limit_is_helped_once_a_limit_would_have_shown(b
 
 
 def test_reports_far_apart_are_not_one_long_one(tmp_path: Path) -> None:
-    box = Box(tmp_path, decode('interval = "10s"'))
+    box = Box(tmp_path, decode('interval = "10s"\n' + MAX))
     for _ in range(4):
         pass_held(box, 10, 0)
         box.engine.tick()
@@ -234,6 +238,29 @@ def test_an_idle_be_is_not_blamed(box: Box) -> None:
     assert react(box, be=0.0) == "be-idle"
 
 
+def test_a_be_that_gives_way_at_every_wake_up_is_not_blamed_for_waiting_at_a_cpu(tmp_path: Path) -> None:
+    """be.slice is cpu.idle by default: LS does not wait for it there. Other harm it can do all the same."""
+    box = start(tmp_path, "")
+    assert text_of(box.root / "be.slice/cpu.idle") == "1"
+
+    assert react(box) == "be-idle"
+    assert cores(box) is None
+
+    victim = cgroup_id(box.root / "ls.slice")
+    other = Breach(victim, "runq latency ms", 9.0, 2.0, box.sys.monotonic_usec, source="runq")
+    assert box.engine.react(other) == "cut"
+    assert reactions(box) == {"psi": {"be-idle": 1}, "runq": {"cut": 1}}
+    box.close()
+
+
+def test_a_be_that_does_not_give_way_is_cut_at_the_defaults(tmp_path: Path) -> None:
+    box = start(tmp_path, '[cpu.weight]\nbe_idle = "never"')
+
+    assert react(box) == "cut"
+    assert cores(box) == pytest.approx(1.5, abs=0.05)
+    box.close()
+
+
 def test_unreadable_evidence_cuts_nothing(box: Box) -> None:
     before = cores(box)
     rewrite(box.root / "ls.slice/cpu.stat", "usage_usec many\n")
@@ -252,7 +279,7 @@ def test_a_breach_of_a_cgroup_that_is_no_workload_cuts_nothing(box: Box) -> None
 
 
 def test_before_the_first_tick_nothing_is_cut(tmp_path: Path) -> None:
-    box = Box(tmp_path)
+    box = Box(tmp_path, decode(MAX))
 
     assert react(box) == "unknown"
     assert box.sys.writes() == []
@@ -267,7 +294,7 @@ def test_a_limit_that_somebody_else_set_meanwhile_is_left_to_the_next_tick(box: 
 
 
 def test_a_cut_never_widens_a_limit_that_is_tighter(tmp_path: Path) -> None:
-    box = Box(tmp_path, decode('[cpu.bandwidth]\nenforce = "none"'))
+    box = Box(tmp_path, decode(NONE))
     rewrite(box.root / "be.slice/cpu.max", "5000 100000\n")
     box.settle(**BUSY)
 
@@ -277,7 +304,7 @@ def test_a_cut_never_widens_a_limit_that_is_tighter(tmp_path: Path) -> None:
 
 
 def test_without_a_quota_in_calm_a_cut_brings_one_and_calm_takes_it_away(tmp_path: Path) -> None:
-    box = start(tmp_path, '[cpu.bandwidth]\nenforce = "none"')
+    box = start(tmp_path, NONE)
     assert cores(box) is None
 
     assert react(box) == "cut"
@@ -290,7 +317,7 @@ def test_without_a_quota_in_calm_a_cut_brings_one_and_calm_takes_it_away(tmp_pat
 
 def test_a_burst_of_bes_own_stands_in_no_cuts_way(tmp_path: Path) -> None:
     """cpu.max below cpu.max.burst is EINVAL, and with no quota in calm the burst is still there."""
-    box = Box(tmp_path, decode('[cpu.bandwidth]\nenforce = "none"'))
+    box = Box(tmp_path, decode(NONE))
     rewrite(box.root / "be.slice/cpu.max.burst", "50000\n")
     before = box.contents()
     box.settle(**BUSY)
@@ -306,7 +333,7 @@ def test_a_burst_of_bes_own_stands_in_no_cuts_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["observe", "paused"])
 def test_outside_enforce_a_breach_writes_nothing(tmp_path: Path, mode: str) -> None:
-    box = Box(tmp_path, Config(mode=Mode.OBSERVE) if mode == "observe" else None)
+    box = Box(tmp_path, decode(('mode = "observe"\n' if mode == "observe" else "") + MAX))
     if mode == "paused":
         box.engine.paused_until = float("inf")
     box.settle(**BUSY)
@@ -349,7 +376,7 @@ def test_a_regular_file_cannot_be_waited_for_and_is_no_error(tmp_path: Path) -> 
     """What a file system without poll gives; the daemon then looks at each tick, and says so."""
     import select  # noqa: PLC0415 - here only
 
-    box = Box(tmp_path)
+    box = Box(tmp_path, decode(MAX))
     with select.epoll() as epoll:
         box.engine.reflex.triggers.epoll = epoll
         status = box.settle(**BUSY)

@@ -21,6 +21,7 @@ from qosd.engine import Counters
 from qosd.model import Pressure, Stall, Tier
 from qosd.plan import Reason
 from qosd.reflex import ReflexStatus
+from qosd.stalls import Waits
 from qosd.status import HostStatus, SensorStatus, SettingStatus, Status, TierStatus, WorkloadStatus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def status(**changes: Any) -> Status:
         config="",
         config_error=None,
         host=HostStatus(4, 3.9, 0.5, 1 << 30, 1 << 29, SOME, SOME, None),
-        tiers={"ls": TierStatus(1.0), "be": TierStatus(0.5, 2.0, REASON)},
+        tiers={"ls": TierStatus(1.0, waits=Waits(0.25, 0.0, None)), "be": TierStatus(0.5, 2.0, REASON)},
         workloads=(workload("be.slice", 0.5), workload("ls.slice", 1.0, tier=Tier.LS)),
         settings=(SettingStatus("be.slice", "cpu.idle", 1, "0", "1", None, "contested", REASON),),
         sensors=(
@@ -125,6 +126,14 @@ def test_pressure_is_the_kernels_total_in_seconds() -> None:
         ("workload", "be"),
     )
     assert seen["qosd_workload_pressure_seconds_total", by_workload] == 2.5
+
+
+def test_a_tiers_pressure_is_a_share_and_what_is_not_known_of_it_has_no_sample() -> None:
+    seen = {labels: value for (name, labels), value in samples(status()).items() if "tier_pressure" in name}
+    assert seen == {
+        (("resource", "cpu"), ("tier", "ls")): 0.25,
+        (("resource", "memory"), ("tier", "ls")): 0.0,
+    }
 
 
 def test_without_uplinks_there_are_no_families_of_the_network() -> None:

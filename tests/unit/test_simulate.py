@@ -8,25 +8,27 @@ import pytest
 from qosd.config import Config
 from qosd.model import Tier
 from qosd.response import Edge, Point, response
-from qosd.schema.cpu import CpuBandwidth, CpuWeights, Enforce, IdlePolicy
+from qosd.schema.cpu import Cpu, CpuBandwidth, CpuWeights, Enforce, IdlePolicy
 from qosd.simulate import SCENARIOS, Result, Scenario, Step, run
+
+QUOTA = Config(cpu=Cpu(bandwidth=CpuBandwidth(enforce=Enforce.MAX)))
 
 
 def simulate(name: str, seconds: float = 300, config: Config | None = None) -> Result:
-    return run(msgspec.structs.replace(SCENARIOS[name], seconds=seconds), config or Config())
+    return run(msgspec.structs.replace(SCENARIOS[name], seconds=seconds), config or QUOTA)
 
 
 @pytest.mark.parametrize("name", ["steady", "steady-60", "coarse"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_steady_load_costs_at_most_four_limit_writes_a_minute(name: str, seed: int) -> None:
     scenario = msgspec.structs.replace(SCENARIOS[name], seconds=360, seed=seed)
-    assert run(scenario, Config()).limit_writes_per_minute <= 4
+    assert run(scenario, QUOTA).limit_writes_per_minute <= 4
 
 
 @pytest.mark.parametrize("phase", [0.0, 0.37, 0.5, 0.93])
 def test_a_square_wave_of_a_tenth_hertz_costs_at_most_thirty_limit_writes_a_minute(phase: float) -> None:
     scenario = msgspec.structs.replace(SCENARIOS["square"], seconds=300, phase_sec=phase)
-    assert run(scenario, Config()).limit_writes_per_minute <= 30
+    assert run(scenario, QUOTA).limit_writes_per_minute <= 30
 
 
 @pytest.mark.parametrize("name", ["step", "square"])
@@ -54,7 +56,7 @@ def test_be_keeps_85_per_cent_of_what_ls_and_system_leave_below_the_target(name:
 
 
 def test_a_day_with_its_swing_runs_in_seconds_and_keeps_be_fed() -> None:
-    day = run(msgspec.structs.replace(SCENARIOS["day"], step_ms=500), Config())
+    day = run(msgspec.structs.replace(SCENARIOS["day"], step_ms=500), QUOTA)
     assert day.seconds == pytest.approx(86_400)
     assert day.be_kept_pct >= 85
     assert day.limit_writes_per_minute <= 4
@@ -67,7 +69,7 @@ def test_the_same_scenario_gives_the_same_result() -> None:
 def test_no_tick_uses_more_than_the_host_has() -> None:
     scenario = msgspec.structs.replace(SCENARIOS["step"], seconds=120)
     system = scenario.nr_cpus * scenario.system_pct / 100
-    for point in run(scenario, Config()).trace:
+    for point in run(scenario, QUOTA).trace:
         assert point.ls + point.be + system <= scenario.nr_cpus + 1e-6
 
 
@@ -82,22 +84,24 @@ def test_be_of_the_same_weight_takes_from_a_saturated_ls() -> None:
     flat = Scenario(60, (Step(1, 90),))
     shared = Config(
         cpu=msgspec.structs.replace(
-            Config().cpu,
+            QUOTA.cpu,
             weight=CpuWeights(be_idle=IdlePolicy.NEVER, be_weight=100, ls_weight=100),
             bandwidth=CpuBandwidth(enforce=Enforce.NONE),
         )
     )
-    assert run(flat, shared).ls_delay_p99_ms > 10 * run(flat, Config()).ls_delay_p99_ms
+    assert run(flat, shared).ls_delay_p99_ms > 10 * run(flat, QUOTA).ls_delay_p99_ms
 
 
 def test_nothing_is_limited_when_enforcement_is_off() -> None:
-    config = Config(cpu=msgspec.structs.replace(Config().cpu, bandwidth=CpuBandwidth(enforce=Enforce.NONE)))
+    config = Config(cpu=msgspec.structs.replace(QUOTA.cpu, bandwidth=CpuBandwidth(enforce=Enforce.NONE)))
     result = simulate("step", 120, config)
     assert sum(point.wrote for point in result.trace) == 0
 
 
 def test_a_workload_without_best_effort_rules_is_no_error() -> None:
-    only_ls = Config(workload=tuple(rule for rule in Config().workload if rule.tier is Tier.LS))
+    only_ls = msgspec.structs.replace(
+        QUOTA, workload=tuple(rule for rule in QUOTA.workload if rule.tier is Tier.LS)
+    )
     assert simulate("steady", 60, only_ls).be_pct == 0
 
 

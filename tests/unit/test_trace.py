@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from ctl_daemon import daemon
 
 from qosd.compare import compare, outcome
-from qosd.config import Config, decode
+from qosd.config import decode
 from qosd.ctl import trace
 from qosd.ctl.main import cli
 from qosd.replay import load, replay
@@ -166,8 +166,11 @@ def test_a_file_that_is_no_gzip_is_one_sentence(tmp_path: Path, config: str) -> 
     assert "trace.gz: " in result.stderr
 
 
-def steps(text: str = "") -> Any:
-    return tuple(replay(decode(text) if text else Config(), load(TRACE.read_bytes().splitlines())))
+QUOTA = '[cpu.bandwidth]\nenforce = "max"\n'
+
+
+def steps(text: str = QUOTA) -> Any:
+    return tuple(replay(decode(text), load(TRACE.read_bytes().splitlines())))
 
 
 def test_a_configuration_compared_with_itself_differs_nowhere() -> None:
@@ -178,7 +181,7 @@ def test_a_configuration_compared_with_itself_differs_nowhere() -> None:
 
 
 def test_a_lower_target_holds_more_of_be_back() -> None:
-    difference = compare(steps(), steps("[host]\ncpu_target_pct = 40"))
+    difference = compare(steps(), steps(QUOTA + "[host]\ncpu_target_pct = 40"))
 
     assert difference.first_tick is not None
     assert (difference.after.mean_allowance or 0) < (difference.before.mean_allowance or 0)
@@ -205,7 +208,7 @@ def test_what_is_held_back_is_use_above_the_limit_that_would_have_stood() -> Non
             used = tick * 3_000_000 if workload["tier"] == "be" else 0
             workload["sample"]["cpu"] = {"usage_usec": used, "user_usec": used, "system_usec": 0}
         lines.append(msgspec.json.encode(snapshot))
-    config = decode("[host]\ncpu_target_pct = 50")
+    config = decode(QUOTA + "[host]\ncpu_target_pct = 50")
 
     replayed = tuple(replay(config, load(lines)))
 
@@ -214,7 +217,7 @@ def test_what_is_held_back_is_use_above_the_limit_that_would_have_stood() -> Non
 
 def test_replay_against_another_configuration_shows_both_sides(tmp_path: Path, config: str) -> None:
     other = tmp_path / "new.toml"
-    other.write_text("[host]\ncpu_target_pct = 40\n")
+    other.write_text(QUOTA + "[host]\ncpu_target_pct = 40\n")
     other.chmod(0o644)
 
     result = qosctl("replay", "--config", str(other), "--against", config, str(TRACE))

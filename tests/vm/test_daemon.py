@@ -45,7 +45,7 @@ def test_the_limit_really_holds_be_back(guest: Guest) -> None:
 
 
 def test_ten_reloads_of_systemd_are_each_answered_within_two_ticks_and_start_no_war(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     for _ in range(10):
@@ -57,7 +57,7 @@ def test_ten_reloads_of_systemd_are_each_answered_within_two_ticks_and_start_no_
 
 
 def test_a_sibling_that_needs_a_new_controller_does_not_lift_the_limit_for_long(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     guest.sh(
@@ -68,7 +68,7 @@ def test_a_sibling_that_needs_a_new_controller_does_not_lift_the_limit_for_long(
 
 
 def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     guest.sh(
@@ -83,7 +83,7 @@ def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Gues
 
 
 def test_a_third_value_is_somebodys_choice_and_stands(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     guest.sh(f"echo '44444 100000' >{CGROUP}/be.slice/cpu.max; sleep 4")
@@ -93,7 +93,7 @@ def test_a_third_value_is_somebodys_choice_and_stands(guest: Guest) -> None:
 
 
 def test_a_bad_configuration_is_refused_by_its_key_and_the_old_one_stays(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
     guest.configure("[cpu.bandwidth]\nflor_pct = 7")
 
@@ -130,7 +130,7 @@ def test_a_storm_of_sighup_reloads_at_most_once_a_tick_and_the_last_wins(guest: 
 
 
 def test_a_workload_taken_out_of_the_configuration_gets_its_original_back(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
     guest.configure('[[workload]]\nname = "ls"\ntier = "ls"\nmatch = ["ls.slice"]')
 
@@ -139,7 +139,7 @@ def test_a_workload_taken_out_of_the_configuration_gets_its_original_back(guest:
 
 
 def test_pause_gives_everything_back_and_resume_takes_it_again(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     guest.sh("qosctl pause 1h")
@@ -153,7 +153,7 @@ def test_pause_gives_everything_back_and_resume_takes_it_again(guest: Guest) -> 
 def test_observe_mode_writes_nothing_and_still_says_what_it_would_do(guest: Guest) -> None:
     guest.configure('mode = "observe"')
     guest.sh("systemctl stop qosd")
-    guest.hog()
+    guest.job()
     guest.sh("systemctl start qosd; sleep 4")
 
     assert guest.read("be.slice/cpu.max") == "max 100000"
@@ -163,7 +163,7 @@ def test_observe_mode_writes_nothing_and_still_says_what_it_would_do(guest: Gues
 
 def test_a_cpuset_holds_be_on_few_cpus_and_goes_again(guest: Guest) -> None:
     guest.configure('[host]\ncpu_target_pct = 50\n[cpu.bandwidth]\nenforce = "cpuset"')
-    guest.hog()
+    guest.job()
     guest.sh("systemctl restart qosd")
     guest.until(f"test $(cat {CGROUP}/be.slice/cpuset.cpus.effective) = 1")
 

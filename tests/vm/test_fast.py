@@ -12,6 +12,8 @@ pytestmark = pytest.mark.vm
 
 TICK = 5  # seconds: what comes sooner came between two ticks
 CONFIG = f"""interval = "{TICK}s"
+[cpu.weight]
+be_idle = "never"
 [cpu.bandwidth]
 enforce = "none"
 [fast]

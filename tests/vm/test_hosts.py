@@ -30,7 +30,7 @@ def guest(poor: Guest) -> Guest:
 
 
 def test_without_psi_the_daemon_limits_be_all_the_same_and_says_what_is_missing(guest: Guest) -> None:
-    guest.hog()
+    guest.job()
     guest.limited()
 
     status = guest.status()

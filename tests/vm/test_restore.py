@@ -13,11 +13,11 @@ WEAKEST_LIMIT = "be.slice/cpu.max"
 
 @pytest.fixture
 def throttled(idle: Guest) -> tuple[Guest, dict[str, str]]:
-    """A BE hog under a limit of ours, and the values before the daemon ran."""
+    """A BE job under a limit of ours, and the values before the daemon ran."""
     guest = idle
-    guest.hog()
+    guest.job()
     # Slices that nobody needs go; these stay, so that their files are the same ones afterwards.
-    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
+    guest.job("test-ls", "ls.slice")
     guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
     before = guest.values()
     guest.sh("systemctl start qosd")
@@ -111,7 +111,7 @@ def test_a_value_that_somebody_else_chose_meanwhile_is_left_alone(
 def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(idle: Guest) -> None:
     guest = idle
     guest.sh("systemctl set-property be.slice CPUQuota=150% MemoryHigh=300M")
-    guest.hog()
+    guest.job()
     before = guest.values()
     assert before[f"{CGROUP}/be.slice/cpu.max"] == "150000 100000"
     drop_ins = guest.sh("find /etc/systemd /run/systemd -name '*.conf' | sort")
@@ -126,7 +126,7 @@ def test_an_administrators_own_limit_comes_back_and_no_drop_in_of_ours_is_left(i
 
 def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(idle: Guest) -> None:
     guest = idle
-    guest.hog()
+    guest.job()
     guest.sh(f"echo '200000 100000' >{CGROUP}/be.slice/cpu.max; echo 90000 >{CGROUP}/be.slice/cpu.max.burst")
     before = guest.values()
 
@@ -142,8 +142,8 @@ def test_sigkill_at_any_point_of_a_write_is_undone(idle: Guest, kernel: str) -> 
     """The N-th effect of the daemon is its last, for each N from the first to past the first writes."""
     guest = idle
     guest.configure("[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0")  # a write each tick
-    guest.hog()
-    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
+    guest.job()
+    guest.job("test-ls", "ls.slice")
     guest.sh("install -m 755 /dev/stdin /usr/local/lib/die_at.py <<'END'\n" + DIE_AT + "END\n")
 
     guest.drop_in(
