@@ -44,6 +44,8 @@ class Desired(msgspec.Struct, frozen=True, gc=False):
     tier: Tier
     setting: Setting
     reason: Reason
+    tighten_only: bool = False
+    """Not wanted where a limit that is not ours is tighter already."""
 
 
 class FileState(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +120,8 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
             states[key] = Standing.ABSENT
             continue
         before = ledger.get(key, FileState())
+        if wanted.tighten_only and _is_moot(wanted, before, current):
+            continue
         after, standing = _judge(before, current, format_setting(wanted.setting), now, ownership)
         following[key] = after
         states[key] = standing
@@ -132,6 +136,16 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
     restores = _release(unwanted, now, following, forgets)
     plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
     return following, plan
+
+
+def _is_moot(wanted: Desired, before: FileState, current: str) -> bool:
+    """Whether what stands without us is a limit at least as tight."""
+    theirs = current if before.ours is None or before.original is None else before.original
+    match parse_setting(wanted.setting.file, theirs), wanted.setting:
+        case CpuMax() as old, CpuMax() as new:
+            return _share(new) >= _share(old)
+        case _:
+            return False
 
 
 def _is_readable(file: str, text: str) -> bool:

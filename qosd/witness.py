@@ -16,7 +16,7 @@ from qosd.model import Breach, CgroupId, CgroupSample, CpuStat, Snapshot, Tier, 
 from qosd.sys import Sys, open_cgroup, open_same_cgroup, read_interface
 
 CPU_PRESSURE = "cpu.pressure some"
-_TICKS = 4
+_TICKS = 16  # those below that are read in turns (sense.cold_ticks) are in one of them
 _LIMITED = 64  # cgroups with a cpu.max of their own, or new ones, below an LS workload that are asked
 _WALKED = 256  # directories below it that are looked into for new ones
 _PERIOD_USEC = 100_000  # of a cpu.max, by default and at systemd's choice
@@ -66,7 +66,7 @@ class Witness:
         victim = since.workload(event.victim)
         if victim is None:
             return None
-        below = {each.id: each for each in since.descendants if each.path.startswith(victim.path + "/")}
+        below = self._known(victim.path + "/", since)
         new = self._newcomers(victim, set(below))
         limited = [each for each in below.values() if each.cpu is not None and each.cpu.nr_periods]
         longest = 0
@@ -78,6 +78,16 @@ class Witness:
         doubtful = bool(new or limited or (victim.sample.cpu is not None and victim.sample.cpu.nr_periods))
         proven = self._lasts(event)
         return longest if longest or proven or not doubtful else None
+
+    def _known(self, prefix: str, since: Snapshot) -> dict[CgroupId, CgroupSample]:
+        """What the ticks saw below a workload, each as it was last seen before the evidence begins."""
+        known: dict[CgroupId, CgroupSample] = {}
+        for snapshot in self._seen:
+            before = snapshot.monotonic_usec <= since.monotonic_usec
+            for each in snapshot.descendants:
+                if each.path.startswith(prefix) and (before or each.id not in known):
+                    known[each.id] = each
+        return known
 
     def _lasts(self, event: Breach) -> bool:
         """Whether the victim's reports have gone on for a period of its limit.

@@ -125,4 +125,6 @@ def _desired(
             yield Desired(
                 workload.id, workload.path, workload.tier, CpuMaxBurst(0), Reason(f"{RULE}/burst", text)
             )
-        yield Desired(workload.id, workload.path, workload.tier, CpuMax(quota, period), reason)
+        # With no quota in calm, a limit that an operator set is theirs: a cut is no reason to widen it.
+        only = config.cpu.bandwidth.enforce is not Enforce.MAX
+        yield Desired(workload.id, workload.path, workload.tier, CpuMax(quota, period), reason, only)

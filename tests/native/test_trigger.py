@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from treekit import BOOT
 
@@ -183,3 +184,28 @@ def test_a_window_longer_than_the_fallbacks_is_tried_alone() -> None:
     assert windows(Fast(window=Duration(100_000))) == (100_000, 500_000, 2_000_000)
     assert windows(Fast(window=Duration(500_000))) == (500_000, 2_000_000)
     assert windows(Fast(window=Duration(4_000_000))) == (4_000_000,)
+
+
+def test_a_changed_configuration_sets_the_triggers_anew(group: Path, tmp_path: Path) -> None:
+    for name in ("ls", "be"):
+        (group / name).mkdir()
+    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    with select.epoll() as epoll:
+        engine.reflex.triggers.epoll = epoll
+        for _ in range(3):
+            engine.tick()
+        (before,) = engine.reflex.triggers.armed
+
+        fast = Fast(window=Duration(4_000_000), threshold_pct=25)
+        engine.reconfigure(msgspec.structs.replace(engine.config, fast=fast))
+        engine.tick()
+        (after,) = engine.reflex.triggers.armed
+        assert (before.window_usec, after.window_usec) == (2_000_000, 4_000_000)
+        assert after.threshold_usec == 1_000_000
+
+        engine.reconfigure(msgspec.structs.replace(engine.config, fast=Fast(max_triggers=0)))
+        status = engine.tick()
+        assert engine.reflex.triggers.armed == ()
+        assert status.reflex is not None
+        assert status.reflex.why_not == {"": "fast.max_triggers = 0"}
+        engine.close()

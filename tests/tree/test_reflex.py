@@ -299,7 +299,26 @@ def test_a_cut_never_widens_a_limit_that_is_tighter(tmp_path: Path) -> None:
     box.settle(**BUSY)
 
     assert react(box) == "left-alone"
-    assert text_of(box.root / "be.slice/cpu.max") == "5000 100000"
+    for _ in range(5):
+        box.tick(0.5, **BUSY)
+        assert text_of(box.root / "be.slice/cpu.max") == "5000 100000", "at the ticks after it neither"
+    box.close()
+
+
+def test_the_way_back_ends_at_the_limit_that_stood_before(tmp_path: Path) -> None:
+    box = Box(tmp_path, decode(NONE))
+    rewrite(box.root / "be.slice/cpu.max", "200000 100000\n")
+    box.settle(**BUSY)
+
+    assert react(box) == "cut"
+    seen = []
+    for _ in range(8):
+        box.tick(0.5, **BUSY)
+        seen.append(cores(box))
+
+    assert seen == sorted(seen)
+    assert max(seen) == 2.0
+    assert text_of(box.root / "be.slice/cpu.max") == "200000 100000"
     box.close()
 
 
@@ -384,3 +403,45 @@ def test_a_regular_file_cannot_be_waited_for_and_is_no_error(tmp_path: Path) -> 
     assert status.reflex.detection == "poll"
     assert "ls.slice" in status.reflex.why_not
     box.close()
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_a_clock_that_jumps_is_no_reason_to_act(box: Box, seconds: float) -> None:
+    """An hour in which BE used a second of CPU is an hour in which it did nothing."""
+    before = cores(box)
+    box.sys.monotonic_usec += round(seconds * 1e6)
+    at = box.sys.monotonic_usec
+
+    outcome = box.engine.react(Breach(cgroup_id(box.root / "ls.slice"), "cpu.pressure some", 5e4, 5e4, at))
+
+    assert outcome in ("be-idle", "unknown")
+    assert cores(box) == before
+
+
+def test_a_wall_clock_that_is_set_back_changes_nothing(box: Box) -> None:
+    box.sys.wall_seconds -= 86_400
+
+    assert react(box) == "cut"
+    assert box.tick(0.5, **BUSY).reflex is not None
+
+
+def test_a_cut_costs_the_same_however_many_cgroups_there_are(tmp_path: Path) -> None:
+    """Neither the cgroups of BE nor the services of LS that have no limit are looked at."""
+    calls = []
+    for count in (5, 400):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        box = Box(directory, decode(MAX))
+        for tier in ("be", "ls"):
+            for number in range(count):
+                make_tree(box.root / f"{tier}.slice/{number}.service", GROUP_FILES)
+            below = count + (tier == "be")  # job.service is there already
+            stat = box.root / f"{tier}.slice/cgroup.stat"
+            rewrite(stat, f"nr_descendants {below}\nnr_dying_descendants 0\n")
+        box.settle(14, **BUSY)  # those that are read in turns had theirs
+        done = len(box.sys.calls)
+        assert react(box) == "cut"
+        calls.append(len(box.sys.calls) - done)
+        box.close()
+
+    assert calls[0] == calls[1]
