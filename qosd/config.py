@@ -19,13 +19,19 @@ from qosd.model import Tier
 from qosd.net.config import Bitrate, Net, parse_bitrate
 from qosd.net.config import check as check_net
 from qosd.net.device import MAX_WORKLOAD_CLASSES
-from qosd.schema.cpu import Cpu
+from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
+from qosd.schema.ebpf import Ebpf
+from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.fast import Fast
 from qosd.schema.fast import check as check_fast
+from qosd.schema.pools import Pool
+from qosd.schema.pools import check as check_pools
 from qosd.schema.prediction import Prediction
 from qosd.schema.prediction import check as check_prediction
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
+from qosd.schema.windows import Window
+from qosd.schema.windows import check as check_windows
 
 
 class Mode(enum.StrEnum):
@@ -74,6 +80,9 @@ class WorkloadRule(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
+    pool: str | None = None
+    cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
+    cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
 
 
 DEFAULT_WORKLOADS = (
@@ -92,9 +101,12 @@ class Config(Section, frozen=True):
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
+    ebpf: Ebpf = Ebpf()
     metrics: Metrics = Metrics()
     control: Control = Control()
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
+    pool: tuple[Pool, ...] = ()
+    window: tuple[Window, ...] = ()
 
 
 def decode(text: str) -> Config:
@@ -166,6 +178,10 @@ def _check_together(config: Config) -> None:
         or check_prediction(config.prediction)
         or check_fast(config.fast)
         or check_net(config.net)
+        or check_ebpf(config.ebpf)
+        or check_pools(config.pool)
+        or check_windows(config.window)
+        or _check_cpu_of_workloads(config)
     )
     names: set[str] = set()
     for index, rule in enumerate(config.workload):
@@ -194,6 +210,26 @@ def _check_egress(config: Config) -> None:
             raise ConfigError(
                 f"workload[{index}].egress_max: at most {MAX_WORKLOAD_CLASSES} rules can have one"
             )
+
+
+def _check_cpu_of_workloads(config: Config) -> str | None:
+    pools = {pool.name for pool in config.pool}
+    tiers: dict[str, Tier] = {}
+    for index, rule in enumerate(config.workload):
+        key = f"workload[{index}]"
+        if rule.cpus is not None and rule.tier is not Tier.LS:
+            return f"{key}.cpus: only LS can have CPUs of its own; {rule.name!r} is {rule.tier}"
+        if rule.cpus is not None and config.cpu.cpuset.mode is CpusetMode.NEVER:
+            return f'{key}.cpus: cpu.cpuset.mode = "never" keeps qosd from giving {rule.name!r} its CPUs'
+        if rule.cpu_target_pct is not None and rule.tier is not Tier.BE:
+            return f"{key}.cpu_target_pct: only BE has a target of its own; {rule.name!r} is {rule.tier}"
+        if rule.pool is None:
+            continue
+        if rule.pool not in pools:
+            return f"{key}.pool: there is no [[pool]] named {rule.pool!r}"
+        if tiers.setdefault(rule.pool, rule.tier) is not rule.tier:
+            return f"{key}.pool: {rule.pool!r} holds {tiers[rule.pool]} already; a pool is of one tier"
+    return None
 
 
 def _refuse(why: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from qosd.clock import is_known
 from qosd.config import Config, decode
 from qosd.errors import ConfigError
 
@@ -30,8 +31,19 @@ def read_config(path: str) -> Config:
             )
         data = file.read()
     try:
-        return decode(data.decode())
+        return _with_known_zones(decode(data.decode()))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _with_known_zones(config: Config) -> Config:
+    """The one thing of the configuration that only the host can tell."""
+    for index, window in enumerate(config.window):
+        if not is_known(window.zone):
+            raise ConfigError(
+                f"window[{index}].zone: this host knows no time zone {window.zone!r};"
+                ' an IANA name such as "Europe/Paris", or "localtime"'
+            )
+    return config

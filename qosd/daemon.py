@@ -24,6 +24,7 @@ from qosd.model import Breach
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
+from qosd.reflex import breaches_of
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
@@ -112,6 +113,7 @@ class Daemon:
             self._tick()
             notify("READY=1")
             self._serve_metrics()
+            self._open_probes(root_is_the_kernels=self._paths.cgroup_root is None)
             self._loop(epoll, wakeup, server)
         finally:
             notify("STOPPING=1")
@@ -130,7 +132,8 @@ class Daemon:
         interval = int(self._engine.config.interval)
         deadline = self._now_usec() + interval
         while not self._stopping:
-            self._watch_network(epoll)
+            self._watch(epoll, self._engine.egress.fileno())
+            self._watch(epoll, self._engine.probes.fileno())
             wait = max(deadline - self._now_usec(), 0) / 1e6
             for fd, events in epoll.poll(wait):
                 if fd == wakeup.fileno():
@@ -155,23 +158,31 @@ class Daemon:
         engine = self._engine
         if engine.reflex.triggers.owns(fd):
             event = engine.reflex.triggers.on_event(fd, events, self._now_usec())
-            if event is not None:
-                self._react(event)
+            self._react(() if event is None else (event,))
         elif fd == engine.egress.fileno():
             engine.note_network(engine.egress.on_readable(self._now_usec()))
+        elif fd == engine.probes.fileno():
+            waits = engine.probes.events()
+            self._react(breaches_of(waits) if engine.config.fast.probe_waits else ())
 
-    def _react(self, event: Breach) -> None:
+    def _react(self, breaches: tuple[Breach, ...]) -> None:
         try:
-            self._engine.react(event)
+            for breach in breaches:
+                self._engine.react(breach)
         except Exception:
             log.exception("reaction failed; giving everything back and only observing from now on")
             self._give_up()
         else:
             self._log()
 
-    def _watch_network(self, epoll: select.epoll) -> None:
-        """It opens and closes with the configuration; the kernel forgets a closed one by itself."""
-        fd = self._engine.egress.fileno()
+    def _open_probes(self, *, root_is_the_kernels: bool) -> None:
+        """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
+        if root_is_the_kernels:
+            self._engine.probes.open()
+            self._log()
+
+    def _watch(self, epoll: select.epoll, fd: int | None) -> None:
+        """They open and close with the configuration; the kernel forgets a closed one by itself."""
         if fd is not None:
             with contextlib.suppress(FileExistsError):
                 epoll.register(fd, select.EPOLLIN)
@@ -209,6 +220,9 @@ class Daemon:
             if record.id > self._logged:
                 self._logged = record.id
                 log_record(record)
+        for line in self._engine.probes.news:
+            log.info("%s", line)
+        self._engine.probes.news.clear()
         if self._engine.journal_error is not None:
             log.error("nothing is written: %s", self._engine.journal_error)
 

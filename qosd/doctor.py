@@ -243,14 +243,19 @@ def _disks(facts: Facts) -> Iterator[Finding]:
 
 def _probes(facts: Facts) -> Iterator[Finding]:
     lost = "qosd does without run-queue latency"
-    if not facts.btf:
+    if not facts.btf and facts.libbpf and facts.bcc:
+        yield _ok("bcc", "no BTF, but bcc is there: it compiles the run-queue probe at each start")
+    elif not facts.btf:
         yield _warn(
-            "btf", f"no /sys/kernel/btf/vmlinux: {lost}", "a kernel with CONFIG_DEBUG_INFO_BTF (Debian's)"
+            "btf",
+            f"no /sys/kernel/btf/vmlinux: {lost}",
+            "a kernel with CONFIG_DEBUG_INFO_BTF (Debian's), or python3-bpfcc and the kernel's headers",
         )
     if not facts.libbpf:
         yield _warn("libbpf", f"libbpf.so.1 is not installed: {lost}", "apt install libbpf1")
     if facts.btf and facts.libbpf:
         yield _ok("bpf", "BTF and libbpf are there")
+    yield from _attached(facts)
     if facts.pmu:
         yield _ok("pmu", "the CPU counts cycles and cache misses")
     else:
@@ -263,6 +268,33 @@ def _probes(facts: Facts) -> Iterator[Finding]:
         yield _ok("htb", "the kernel can shape traffic")
     elif facts.htb is False:
         yield _warn("htb", "no sch_htb: egress cannot be shaped", "a kernel with CONFIG_NET_SCH_HTB")
+
+
+def _attached(facts: Facts) -> Iterator[Finding]:
+    """What the daemon says of each probe: the kernel's or the verifier's own words."""
+    for probe in facts.probes or ():
+        if probe.state == "attached":
+            yield _ok(f"probe {probe.name}", "attached")
+        elif probe.state == "detached":
+            yield _warn(
+                f"probe {probe.name}",
+                f"detached: {probe.why}",
+                "raise ebpf.max_overhead_pct, or leave the probe out of ebpf.probes; then qosctl reload",
+            )
+        elif probe.state == "absent":
+            yield _warn(
+                f"probe {probe.name}",
+                f"not attached: {probe.why}",
+                'docs/ebpf.md says what it needs; ebpf.probes = "off" goes without',
+            )
+    lacking = frozenset({"cap_bpf", "cap_perfmon"}) - (facts.unit_capabilities or frozenset())
+    if facts.unit_capabilities is not None and lacking:
+        named = " ".join(sorted(lacking)).upper()
+        yield _warn(
+            "probe capabilities",
+            f"qosd.service lacks {named}: no probe can be loaded",
+            f"systemctl edit qosd: [Service] CapabilityBoundingSet={named} (adds to the list)",
+        )
 
 
 def _uplinks(facts: Facts) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Network shaping in the engine's terms. While `[net] uplinks` lists nothing, nothing of it is imported."""
+"""Network shaping in the engine's terms. While `[net]` asks for nothing, nothing of it is imported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qosd.net.device import BE_CLASS, workload_class
 from qosd.net.status import (
     ClassStatus,
     EgressStatus,
+    IngressStatus,
     NetView,
     UplinkView,
     bit_rate,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from qosd.ebpf.libbpf import Library
     from qosd.ebpf.samples import Traffic
     from qosd.net.held import Event, Host, UplinkStatus
+    from qosd.net.ingress import Received
     from qosd.net.model import Shape
     from qosd.net.session import NetStatus, Network
 
@@ -56,6 +58,7 @@ class Egress:
         self._enforced = False
         self._ceilings: dict[int, int] = {}
         self._sent: tuple[int, Mapping[CgroupId, Traffic]] = (0, {})
+        self._came: Received | None = None
         self._why_closed: str | None = None
         self._config = config
 
@@ -68,7 +71,7 @@ class Egress:
 
     def reconfigure(self, config: Config) -> tuple[Change, ...]:
         before, self._config = self._config.net, config
-        if not config.net.uplinks:
+        if not config.net.active:
             return self.close()
         if self._network is not None and config.net != before:
             self._network.reload(config.net)
@@ -76,7 +79,7 @@ class Egress:
 
     def tick(self, now: Snapshot, *, enforce: bool) -> tuple[tuple[Change, ...], NetView | None]:
         """Shape, or outside enforce mode only look: what was shaped is given back."""
-        if not self._config.net.uplinks:
+        if not self._config.net.active:
             return (), None
         network, limits = self._network or self._open(), egress_limits(self._config)
         if isinstance(network, str):
@@ -155,7 +158,7 @@ class Egress:
         self._sent = (now.monotonic_usec, status.traffic)
         span = (now.monotonic_usec - earlier_usec) / 1e6
         return NetView(
-            tuple(_uplink(uplink, wanted.get(uplink.ifindex), limits) for uplink in status.uplinks),
+            tuple(_uplink(uplink, wanted.get(uplink.ifindex), limits, now) for uplink in status.uplinks),
             status.refused,
             status.degraded,
             tuple(
@@ -164,7 +167,20 @@ class Egress:
                 if (sent := status.traffic.get(workload.id)) is not None
             ),
             status.netlink_requests,
+            self._received(status.received, span),
         )
+
+    def _received(self, now: Received | None, span: float) -> IngressStatus | None:
+        earlier, self._came = self._came, now
+        limit = self._config.net.be_ingress_max
+        if now is None or limit is None:
+            return None
+        rates: tuple[float | None, float | None] = (None, None)
+        if earlier is not None and now.bytes >= earlier.bytes and span > 0:
+            gained, lost = now.bytes - earlier.bytes, now.dropped_bytes - earlier.dropped_bytes
+            rates = gained * 8 / span, lost * 8 / span
+        counts = (now.bytes, now.dropped_bytes, now.dropped_packets)
+        return IngressStatus(int(limit), rates[0], *counts, rates[1])
 
 
 def egress_limits(config: Config) -> Limits:
@@ -199,7 +215,7 @@ def _egress(workload: Workload, sent: Traffic, bps: float | None, limits: Limits
     )
 
 
-def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits) -> UplinkView:
+def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits, now: Snapshot) -> UplinkView:
     shape, decided = uplink.shape or wanted, wanted or uplink.shape
     reason = decided.reason if decided is not None else None
     inputs = {each.name: each.value for each in reason.inputs} if reason is not None else {}
@@ -227,4 +243,5 @@ def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits) -> Uplin
         ),
         reason,
         uplink.error,
+        None if uplink.read_usec is None else (now.monotonic_usec - uplink.read_usec) // 1000,
     )

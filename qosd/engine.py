@@ -13,9 +13,11 @@ from qosd.config import Config, Mode
 from qosd.cpu import predict, squeeze
 from qosd.egress import Change, Egress
 from qosd.files import Key
+from qosd.interference.baseline import runq_thresholds
 from qosd.journal import Journal
 from qosd.model import Breach, CpuMax, Snapshot
 from qosd.plan import Desired, Ledger, Now, Plan, diff, key_of, tightens
+from qosd.probes import Probes
 from qosd.reflex import Reflex
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
@@ -80,12 +82,14 @@ class Engine:
         self._sys = sys
         self._root_fd = root_fd
         self._host = host
+        host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._actuator = Actuator(sys, root_fd, journal, self._protected)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(sys, root_fd)
+        self.probes = Probes(config)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -109,10 +113,13 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        if config.workload != self.config.workload or config.sense != self.config.sense:
+        sensed = [(each.workload, each.sense, each.window) for each in (config, self.config)]
+        if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
+        self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
+        self.probes.reconfigure(config)
         self.config = config
 
     @property
@@ -151,6 +158,7 @@ class Engine:
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
         now = self.reflex.enter(self._sensor.snapshot(self._tick))
+        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -166,7 +174,12 @@ class Engine:
         self.reflex.note(self.config, self.mode, now)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        built = msgspec.structs.replace(self._status(prev, now, decision, plan, report, files), net=net)
+        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
+        built = msgspec.structs.replace(
+            self._status(prev, now, decision, plan, report, files),
+            net=net,
+            ebpf=self.probes.view(now, decision.readings),
+        )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
 
@@ -250,6 +263,7 @@ class Engine:
     def close(self) -> None:
         self.reflex.triggers.disarm()
         self.note_network(self.egress.close())
+        self.probes.close()
         self._sensor.close()
         self._host.close()
 
@@ -310,6 +324,7 @@ class Engine:
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
             reflex=self.reflex.status(now, decision.squeeze),
+            cpu=decision.cpu,
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ebpf.status import ProbeStatus
 from qosd.host import HostFacts
 from qosd.model import Tier
 
@@ -80,6 +81,7 @@ class Facts(msgspec.Struct, frozen=True):
     unit_capabilities: frozenset[str] | None = None
     btf: bool = False
     libbpf: bool = False
+    bcc: bool = False
     pmu: bool = False
     htb: bool | None = None
     clock_source: str | None = None
@@ -90,3 +92,5 @@ class Facts(msgspec.Struct, frozen=True):
     """The shortest window that the kernel took for a PSI trigger, of those qosd would try."""
     trigger_wanted_usec: int = 0
     trigger_refused: str | None = None
+    probes: tuple[ProbeStatus, ...] | None = None
+    """As the running daemon says; None: no daemon to ask."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, cpuset, squeeze, weight
+from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, squeeze, weight, windows
+from qosd.cpu.view import CpuView
+from qosd.interference import baseline
 from qosd.model import Breach, Snapshot, Tier
 from qosd.plan import Desired, Reason
 
@@ -16,6 +18,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "cpu.max"): "cpu.bandwidth",
     (Tier.BE, "cpu.max.burst"): "cpu.bandwidth",
     (Tier.BE, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
+    (Tier.LS, "cpu.max"): "cpu.burst",
+    (Tier.LS, "cpu.max.burst"): "cpu.burst",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -28,23 +33,42 @@ class State(msgspec.Struct, frozen=True, gc=False):
     allowance: allowance.State = allowance.State()
     bandwidth: bandwidth.State = bandwidth.State()
     cpuset: cpuset.State = cpuset.State()
+    pools: pools.State = pools.State()
+    overruns: overrun.State = {}
+    burst: burst.State = burst.State()
+    baseline: baseline.State = baseline.State()
     squeeze: squeeze.State = squeeze.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     desired: tuple[Desired, ...]
     allowance: allowance.Allowance | None
+    cpu: CpuView = CpuView()
+    readings: tuple[baseline.Reading, ...] = ()
+    """How LS does by what the probes count."""
     squeeze: float = 1.0
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
+    config, opened = windows.apply(config, now)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
+    granted = windows.explained(granted, opened)
     squeeze_state, left = squeeze.decide(config, now, granted, state.squeeze)
-    bandwidth_state, limits = bandwidth.decide(config, prev, now, left, state.bandwidth)
-    cpuset_state, masks = cpuset.decide(config, now, granted, state.cpuset)
-    desired = (*weight.decide(config, now), *limits, *masks)
-    following = State(allowance_state, bandwidth_state, cpuset_state, squeeze_state)
-    return following, Decision(desired, left, squeeze_state.factor)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, left, state.pools)
+    dealt = bandwidth.decide(squeeze.enforced(config, left), prev, now, left, budgets, state.bandwidth)
+    bandwidth_state, limits = dealt[0], squeeze.marked(config, now, left, dealt[1])
+    overruns = overrun.decide(config, prev, now, state.overruns)
+    asked = cpuset.Asked(granted, budgets, overruns)
+    cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
+    burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
+    desired = (*weight.decide(config, now), *limits, *masks, *lent)
+    following = State(
+        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+    )
+    following = msgspec.structs.replace(following, squeeze=squeeze_state)
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
+    return following, Decision(desired, left, view, readings, squeeze_state.factor)
 
 
 def react(
@@ -54,12 +78,13 @@ def react(
 
     The state stays as it is: the next tick comes to the same conclusion from the events in its snapshot.
     """
+    config, _ = windows.apply(config, now)
     known = state.allowance
     usage = known.history[-1] if known.history else None
-    reason = Reason(squeeze.RULE, "between two ticks")
-    granted = allowance.Allowance(known.cores, usage, reason)
+    granted = allowance.Allowance(known.cores, usage, Reason(squeeze.RULE, "between two ticks"))
     left, outcome = squeeze.foresee(config, events, granted, state.squeeze)
     if outcome != squeeze.CUT:
         return (), outcome
-    _, limits = bandwidth.decide(config, prev, now, left, state.bandwidth)
-    return limits, outcome
+    _, budgets, _ = pools.decide(config, prev, now, left, state.pools)
+    _, limits = bandwidth.decide(squeeze.enforced(config, left), prev, now, left, budgets, state.bandwidth)
+    return squeeze.marked(config, now, left, limits), outcome

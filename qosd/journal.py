@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+POSSIBLE_CPUS = "/sys/devices/system/cpu/possible"
 FILE = "journal.jsonl"
 
 _COMPACT_AFTER = 4096
@@ -224,18 +225,38 @@ def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
     except OSError as error:
         if error.errno != errno.ENOSPC or key.file != "cpuset.cpus" or entry.original:
             raise
-        # cpuset refuses to become empty again while it has tasks (validate_change() in
-        # kernel/cgroup/cpuset.c): everything the parent has is the nearest the kernel allows.
-        parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
-        try:
-            effective = _read(sys, parent, "cpuset.cpus.effective")
-        finally:
-            sys.close(parent)
-        write_interface(sys, dir_fd, key.file, effective)
+        cpus = _widen(sys, dir_fd, key.file)
         return Outcome(
-            key, entry.path, "widened", f"to {effective}: the kernel keeps a mask while there are tasks"
+            key, entry.path, "widened", f"to {cpus}: the kernel keeps a mask while there are tasks"
         )
     return Outcome(key, entry.path, "done", entry.original)
+
+
+def _widen(sys: Sys, dir_fd: int, file: str) -> str:
+    """The nearest to an empty mask, which cpuset refuses while there are tasks (validate_change()).
+
+    All CPUs that could ever be here come to the same as inheriting, also when some are offline now. Where
+    that is not to be had, it is what the parent has at the moment.
+    """
+    with contextlib.suppress(OSError):
+        possible = _possible_cpus(sys)
+        write_interface(sys, dir_fd, file, possible)
+        return possible
+    parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        effective = _read(sys, parent, "cpuset.cpus.effective")
+    finally:
+        sys.close(parent)
+    write_interface(sys, dir_fd, file, effective)
+    return effective
+
+
+def _possible_cpus(sys: Sys) -> str:
+    fd = sys.open(POSSIBLE_CPUS, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return sys.pread(fd, 4096, 0).decode("latin-1").strip()
+    finally:
+        sys.close(fd)
 
 
 def _give_weight_back(sys: Sys, dir_fd: int, entry: Entry) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import exposition
+from qosd import cpumetrics, exposition
+from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
     CounterMetricFamily,
@@ -77,8 +78,11 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _settings(status)
     if status.reflex is not None:
         yield from _reflex(status.reflex)
+    yield from cpumetrics.collect(status.cpu)
     if status.net is not None:
         yield from network.collect(status.net)
+    if status.ebpf is not None:
+        yield from probes.collect(status.ebpf)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

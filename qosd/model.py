@@ -11,6 +11,8 @@ from typing import ClassVar, NewType
 
 import msgspec
 
+from qosd.ebpf.histogram import Histogram
+
 CgroupId = NewType("CgroupId", int)
 """A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
 
@@ -95,6 +97,13 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
         return self.files.get(file)
 
 
+class Topology(msgspec.Struct, frozen=True, gc=False):
+    """The online CPUs as the hardware has them: by core (SMT siblings) and by NUMA node."""
+
+    cores: tuple[tuple[int, ...], ...]
+    nodes: tuple[tuple[int, ...], ...]
+
+
 class HostSample(msgspec.Struct, frozen=True, gc=False):
     """/proc/stat (microseconds since boot, summed over CPUs), /proc/meminfo (bytes) and /proc/pressure."""
 
@@ -110,6 +119,9 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
+    cpus_busy_usec: dict[int, int] | None = None
+    """busy_usec of each online CPU: the cpuN lines of /proc/stat."""
+    topology: Topology | None = None
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):
@@ -134,6 +146,36 @@ class Breach(msgspec.Struct, frozen=True, gc=False):
     """CPUs that BE used meanwhile. None: unknown."""
 
 
+class Preemptor(msgspec.Struct, frozen=True, gc=False):
+    """Who had the CPU that a workload waited for, and how long."""
+
+    cgroup: CgroupId
+    """The running task's own cgroup: it names the job."""
+    root: CgroupId | None
+    """Its workload; None: in none."""
+    ns: int
+    count: int
+
+
+class Probed(msgspec.Struct, frozen=True, gc=False):
+    """What the eBPF probes counted for a workload since they were last read. None: the probe does not run."""
+
+    id: CgroupId
+    runq: Histogram | None = None
+    """Waits for a CPU that ended. A task that its own cpu.max holds back waits too."""
+    preemptors: tuple[Preemptor, ...] = ()
+    """Of the longer waits; the largest share first."""
+    idle_ns: int = 0
+    unknown_ns: int = 0
+    breaches: int = 0
+    reclaim: Histogram | None = None
+    """Stalls in direct reclaim: the host was short of memory."""
+    reclaim_memcg: Histogram | None = None
+    """Stalls at memory.high or memory.max, their own or above, or in memory.reclaim."""
+    blkio: Histogram | None = None
+    """Block reads and writes, from allocation to completion."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """Everything one tick saw. Rates come only from two of these."""
 
@@ -148,8 +190,13 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     workloads: tuple[Workload, ...] = ()
     descendants: tuple[CgroupSample, ...] = ()
     """Cgroups below the workloads: the hot ones, the cold ones in turns. Never needed for a tier's sum."""
+    wall_usec: int | None = None
+    local_minutes: dict[str, int] = {}
+    """By time zone of a `[[window]]`: what a clock on the wall there shows, in minutes since Monday 00:00."""
     events: tuple[Breach, ...] = ()
     """What was reported since the last snapshot, in order."""
+    probed: tuple[Probed, ...] = ()
+    """Intervals and not counters, unlike all else: what an LRU map threw out has no earlier value."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import NamedTuple
 
 from qosd.errors import Malformed
@@ -11,6 +12,7 @@ _POINT, _OPTIONS, _SUPER_OPTIONS = 4, 5, 2
 _KIB = 1024
 _U64_DIGITS = 20
 _FIELDS = 8  # user nice system idle iowait irq softirq steal; guest time is already inside user
+_CPU_LINES = re.compile(rb"cpu [ \d]+\n(?:cpu\d+ [ \d]+\n)+")  # whole lines: one that a read cut is none
 
 
 def _is_count(field: bytes) -> bool:
@@ -24,24 +26,27 @@ class HostCpu(NamedTuple):
     busy_usec: int
     steal_usec: int
     nr_cpus: int
+    cpus_busy_usec: dict[int, int] | None = None
+    """The same of each CPU, where it was asked for: it costs a microsecond and a half a CPU."""
 
 
-def parse_stat(raw: bytes, ticks_per_second: int) -> HostCpu:
+def parse_stat(raw: bytes, ticks_per_second: int, *, each: bool = False) -> HostCpu:
     """The cpu lines of /proc/stat. iowait is idle time; steal was never this host's to use."""
-    lines = raw.split(b"\n")
-    fields = lines[0].split()
-    if len(fields) <= _FIELDS or fields[0] != b"cpu" or not all(map(_is_count, fields[1:])):
-        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1 : _FIELDS + 1])
-    nr_cpus = 0
-    for line in lines[1:]:
-        if not line.startswith(b"cpu"):
-            break
-        nr_cpus += 1
-    if nr_cpus == 0:
-        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
     usec = 1_000_000 // ticks_per_second
-    return HostCpu((user + nice + system + irq + softirq) * usec, steal * usec, nr_cpus)
+    block = _CPU_LINES.match(raw)
+    if block is None:
+        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
+    lines = block[0].splitlines()
+    fields = [line.split() for line in (lines if each else lines[:1])]
+    if min(map(len, fields)) <= _FIELDS or max(map(len, chain(*fields))) > _U64_DIGITS:
+        raise Malformed("/proc/stat", raw[:80].decode("latin-1"))
+    cpus = {int(line[0][3:]): _busy(line) * usec for line in fields[1:]} if each else None
+    return HostCpu(_busy(fields[0]) * usec, int(fields[0][_FIELDS]) * usec, len(lines) - 1, cpus)
+
+
+def _busy(line: list[bytes]) -> int:
+    """In clock ticks: user + nice + system + irq + softirq."""
+    return int(line[1]) + int(line[2]) + int(line[3]) + int(line[6]) + int(line[7])
 
 
 class Meminfo(NamedTuple):

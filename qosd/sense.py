@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Mapping
 
-from qosd import cgroupfs, discover, procfs, psi, topology
+from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
-from qosd.errors import CgroupGone
+from qosd.errors import CgroupGone, Malformed
 from qosd.files import Key
-from qosd.model import CgroupId, CgroupSample, HostSample, Pressure, Snapshot, Tier, Workload
+from qosd.model import CgroupId, CgroupSample, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
+from qosd.sysfs import read_topology
 from qosd.watch import (
     CgroupFiles,
     KeptFile,
@@ -82,12 +84,28 @@ class HostFiles:
         )
         self._fd = sys.open(proc, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         hertz = os.sysconf("SC_CLK_TCK")
-        self.stat = keep(sys, self._fd, "stat", lambda raw: procfs.parse_stat(raw, hertz), _STAT_SIZE)
+        self.each_cpu = False
+        self.stat = keep(
+            sys,
+            self._fd,
+            "stat",
+            lambda raw: procfs.parse_stat(raw, hertz, each=self.each_cpu),
+            _STAT_SIZE,
+        )
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
             for name in ("cpu", "memory", "io")
         }
+        self._topology: Topology | None = None
+        self._topology_of: tuple[int, ...] | None = None
+
+    def follow(self, config: Config) -> None:
+        """What each CPU does is asked only where somebody chooses among CPUs."""
+        by_mask = config.cpu.bandwidth.enforce is Enforce.CPUSET
+        always = config.cpu.cpuset.mode is CpusetMode.ALWAYS
+        own = any(rule.cpus is not None for rule in config.workload)
+        self.each_cpu = by_mask or always or own
 
     def sample(self, unknown: dict[str, str]) -> HostSample:
         cpu = read_kept(self.stat, "/proc/stat", unknown)
@@ -95,9 +113,10 @@ class HostFiles:
         cpu_pressure, memory_pressure, io_pressure = (
             self._read_pressure(name, unknown) for name in self.pressure
         )
+        online = read_kept(self.online, "/sys/devices/system/cpu/online", unknown)
         return HostSample(
             nr_cpus=cpu.nr_cpus if cpu is not None else os.cpu_count() or 1,
-            cpus_online=read_kept(self.online, "/sys/devices/system/cpu/online", unknown),
+            cpus_online=online,
             busy_usec=cpu.busy_usec if cpu is not None else None,
             steal_usec=cpu.steal_usec if cpu is not None else None,
             mem_total=memory.mem_total if memory is not None else None,
@@ -107,7 +126,21 @@ class HostFiles:
             cpu_pressure=cpu_pressure,
             memory_pressure=memory_pressure,
             io_pressure=io_pressure,
+            cpus_busy_usec=cpu.cpus_busy_usec if cpu is not None else None,
+            topology=self._read_topology(online, unknown),
         )
+
+    def _read_topology(self, online: tuple[int, ...] | None, unknown: dict[str, str]) -> Topology | None:
+        """At the start, and when a CPU comes or goes: its own files come and go with it."""
+        if online and online != self._topology_of:
+            self._topology = None
+            try:
+                self._topology = read_topology(self._sys, self._cpus_fd, online)
+            except (OSError, Malformed) as error:
+                unknown["/sys/devices/system"] = str(error)
+            else:
+                self._topology_of = online
+        return self._topology
 
     def _read_pressure(self, name: str, unknown: dict[str, str]) -> Pressure | None:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
@@ -148,6 +181,7 @@ class Sensor:
         unknown: dict[str, str] = {}
         monotonic_usec = self._sys.monotonic_ns() // 1000
         boottime_usec = self._sys.boottime_ns() // 1000
+        wall_seconds = self._sys.time()
         self._follow_rules()
         host = self._host.sample(unknown)
         workloads = tuple(
@@ -168,7 +202,19 @@ class Sensor:
             unknown,
             workloads,
             descendants,
+            round(wall_seconds * 1e6),
+            self._local_minutes(wall_seconds, unknown),
         )
+
+    def _local_minutes(self, wall_seconds: float, unknown: dict[str, str]) -> dict[str, int]:
+        """For each zone that a window names; one that this host does not know is unknown, and said."""
+        minutes: dict[str, int] = {}
+        for zone in {window.zone for window in self._config.window}:
+            try:
+                minutes[zone] = clock.minute_of_week(zone, wall_seconds)
+            except (OSError, ValueError) as error:
+                unknown[f"time zone {zone}"] = str(error)
+        return minutes
 
     def settings(self, cgroup_ids: set[CgroupId]) -> dict[Key, str]:
         """What the watched files of some workloads hold right now, between two snapshots."""

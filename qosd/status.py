@@ -7,6 +7,8 @@ import msgspec
 from qosd.act import Report
 from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
+from qosd.cpu.view import CpuView
+from qosd.ebpf.status import ProbesView
 from qosd.files import Key
 from qosd.governors import Decision
 from qosd.model import Pressure, Snapshot, Tier, Workload, printable
@@ -111,6 +113,8 @@ class Status(msgspec.Struct, frozen=True):
     """None while `[net] uplinks` lists nothing."""
     reflex: ReflexStatus | None = None
     """What is found and done between two ticks."""
+    cpu: CpuView = CpuView()
+    ebpf: ProbesView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:

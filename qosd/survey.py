@@ -50,6 +50,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _unit_capabilities(),
         os.path.exists("/sys/kernel/btf/vmlinux"),
         _has_libbpf(),
+        os.path.isdir("/usr/lib/python3/dist-packages/bcc"),
         any(os.path.exists(f"/sys/bus/event_source/devices/{name}") for name in _PMUS),
         _has_htb(),
         _read(_CLOCK),

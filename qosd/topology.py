@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from qosd.errors import Malformed
+from qosd.model import Topology
 
 _MAX_CPU = 8192  # CONFIG_NR_CPUS of the largest distribution kernels
 _MAX_CPU_DIGITS = 4
@@ -36,3 +37,23 @@ def format_cpulist(cpus: tuple[int, ...]) -> str:
     breaks = [0, *(i for i, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1), len(ordered)]
     runs = ((ordered[start], ordered[end - 1]) for start, end in pairwise(breaks))
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def parse_topology(online: tuple[int, ...], siblings: dict[int, str], nodes: dict[int, str]) -> Topology:
+    """From `cpuN/topology/thread_siblings_list` and `nodeN/cpulist`; what they leave out stands alone.
+
+    A CPU without a list of siblings is a core of its own; CPUs of no node are one node together.
+    """
+    cores: dict[int, tuple[int, ...]] = {}
+    for cpu in online:
+        listed = parse_cpulist(siblings[cpu], "thread_siblings_list") if cpu in siblings else ()
+        core = tuple(sibling for sibling in listed if sibling in online) or (cpu,)
+        cores.setdefault(core[0], core)
+    placed: list[tuple[int, ...]] = []
+    for node in sorted(nodes):
+        cpus = tuple(cpu for cpu in parse_cpulist(nodes[node], "cpulist") if cpu in online)
+        if cpus:
+            placed.append(cpus)
+    known = {cpu for node_cpus in placed for cpu in node_cpus}
+    rest = tuple(cpu for cpu in online if cpu not in known)
+    return Topology(tuple(cores[first] for first in sorted(cores)), (*placed, *([rest] if rest else [])))

@@ -12,8 +12,14 @@ from typing import Any
 import msgspec
 
 from qosd.control import Server
+from qosd.cpu.burst import BurstView
+from qosd.cpu.overrun import OverrunView
+from qosd.cpu.pools import PoolView
+from qosd.cpu.view import CpuView
+from qosd.cpu.windows import WindowView
+from qosd.ebpf.status import Latency, ProbeStatus, ProbesView
 from qosd.model import Pressure, Stall, Tier
-from qosd.net.status import ClassStatus, EgressStatus, NetView, UplinkView
+from qosd.net.status import ClassStatus, EgressStatus, IngressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
 from qosd.status import (
     DecisionRecord,
@@ -105,7 +111,20 @@ NET = NetView(
     degraded=("BE's packets cannot be told apart: no libbpf",),
     egress=(EgressStatus("be.slice", "batch", "be", "a001:30", 2 * 10**8, 9 << 20, 9000, 1.5e8),),
     netlink_requests=12,
+    be_ingress=IngressStatus(10**8, 9e7, 3 << 20, 1 << 20, 700, 1e7),
 )  # fmt: skip
+
+
+CPU = CpuView(
+    windows=(WindowView("night", "Europe/Berlin", 7 * 60 + 5, "target 100 %"),),
+    pools=(
+        PoolView("front", 0, "ls", ("ls.slice",), 3.0, 1.2, 30, 50, "load 40 % of 3.00 CPUs, band 30-50 %"),
+        PoolView("batch", 2, "be", ("be.slice",), 1.0, 1.0, 50, 80, "load 100 % of 1.00 CPUs", ("be.slice",)),
+        PoolView("empty", 2, None, (), None, None, 50, 80, "no workload of it is here"),
+    ),
+    bursts=(BurstView("web", "ls.slice", 1.0, 1.44, 62.0, "throttled in 30 % of its periods"),),
+    ineffective=(OverrunView("batch", "be.slice", 0.2, 0.95),),
+)
 
 
 def records() -> tuple[DecisionRecord, ...]:
@@ -164,3 +183,22 @@ def _loop(epoll: select.epoll, server: Server, stop: threading.Event) -> None:
         for fd, events in epoll.poll(0.02):
             if server.owns(fd):
                 server.on_event(fd, events, int(time.monotonic() * 1e6))
+
+
+EBPF = ProbesView(
+    loader="libbpf",
+    why=None,
+    probes=(
+        ProbeStatus("runq", "attached", None, 0.123),
+        ProbeStatus("reclaim", "absent", "reclaim: this kernel has no mm_vmscan_direct_reclaim_begin"),
+        ProbeStatus("blkio", "attached"),
+    ),
+    latencies=(
+        Latency("be.slice", "batch", "be", "runq", 9, 500.0, 90_000.0),
+        Latency("ls.slice", "web", "ls", "runq", 1200, 12.0, 7400.0, 5000.0, None, cold=True, breach=True),
+        Latency("ls.slice", "web", "ls", "blkio", 3, 500.0, 900.0, 5000.0, 1600.0, cold=False),
+        Latency("ls.slice", "web", "ls", "reclaim", 0, None, None, 10_000.0),
+    ),
+    breaches={"be": 3},
+    lost_events=4,
+)

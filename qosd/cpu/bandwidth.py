@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -9,41 +10,47 @@ import msgspec
 
 from qosd.config import Config
 from qosd.cpu.allowance import Allowance, workload_cores
+from qosd.cpu.bound import has_target, is_limited
+from qosd.cpu.pools import Budget
+from qosd.cpu.share import Claim, divide, sharing
 from qosd.model import CgroupId, CpuMax, CpuMaxBurst, Snapshot, Tier, Workload
 from qosd.plan import Desired, Reason
-from qosd.schema.cpu import Enforce
 
 RULE = "cpu.bandwidth"
 _MIN_QUOTA_USEC = 1000  # min_cfs_quota_period in kernel/sched/core.c
 _NEARLY_ALL = 0.9  # of its limit: such a workload would use more if it could
+_DOUBLE = 2.0  # what it is then taken to want: all there is would starve the others until the next tick
+_HARDLY = 0.5  # of its demand: between this and nearly all, demand is left as it was, or it would swing
+_USUAL = 0.7  # of its demand, once that is found too large
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
     shares: dict[CgroupId, float] = {}
-
-
-class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What one workload could use, in CPUs; `demand` is infinite for one that its limit holds back."""
-
-    id: CgroupId
-    priority: int
-    demand: float
-    cap: float
+    demands: dict[CgroupId, float] = {}
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, allowance: Allowance, state: State
+    config: Config,
+    prev: Snapshot | None,
+    now: Snapshot,
+    allowance: Allowance,
+    budgets: tuple[Budget, ...],
+    state: State,
 ) -> tuple[State, tuple[Desired, ...]]:
-    # A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write.
-    calm = config.cpu.bandwidth.enforce is not Enforce.MAX and allowance.squeeze >= 1
-    if calm or allowance.cores is None:
+    if allowance.cores is None:
         return State(), ()
-    limited = [workload for workload in now.tier(Tier.BE) if workload.setting("cpu.max") is not None]
+    limited = [
+        workload
+        for workload in now.tier(Tier.BE)
+        if workload.setting("cpu.max") is not None and is_limited(config, workload)
+    ]
     claims = [_claim(config, prev, now, workload, state) for workload in limited]
     deadband = now.host.nr_cpus * config.cpu.bandwidth.deadband_down_pct / 100
-    shares = settle(split(allowance.cores, claims), state.shares, allowance.cores, deadband)
-    desired = tuple(_desired(config, limited, shares, allowance))
-    return State(shares), desired
+    shares = divide(sharing(config, now, allowance, budgets, limited), claims, split)
+    shares = settle(shares, state.shares, sum(shares.values()), deadband)
+    pool_of = {cgroup_id: budget for budget in budgets for cgroup_id in budget.ids}
+    desired = tuple(_desired(config, limited, shares, allowance, pool_of))
+    return State(shares, {claim.id: claim.demand for claim in claims}), desired
 
 
 def split(total: float, claims: list[Claim]) -> dict[CgroupId, float]:
@@ -95,10 +102,19 @@ def _claim(config: Config, prev: Snapshot | None, now: Snapshot, workload: Workl
     elapsed = now.monotonic_usec - prev.monotonic_usec if prev is not None else 0
     used = workload_cores(before, workload, elapsed, now.host.nr_cpus) if elapsed > 0 else None
     share = state.shares.get(workload.id)
-    cap = _cap(config, workload, now.host.nr_cpus)
-    if used is None or share is None or used >= share * _NEARLY_ALL:
-        return Claim(workload.id, workload.priority, float("inf"), cap)
-    return Claim(workload.id, workload.priority, used / _NEARLY_ALL, cap)
+    demand = _demand(used, share, state.demands.get(workload.id, float("inf")))
+    return Claim(workload.id, workload.priority, demand, _cap(config, workload, now.host.nr_cpus))
+
+
+def _demand(used: float | None, share: float | None, before: float) -> float:
+    """What a workload would use if it could; without a limit of ours, or not known, as before."""
+    if used is None or share is None:
+        return before
+    if used >= share * _NEARLY_ALL:
+        return max(used * _DOUBLE, before if math.isfinite(before) else 0.0)
+    if used < before * _HARDLY or used > before * _NEARLY_ALL:
+        return used / _USUAL
+    return before
 
 
 def _cap(config: Config, workload: Workload, nr_cpus: int) -> float:
@@ -109,22 +125,43 @@ def _cap(config: Config, workload: Workload, nr_cpus: int) -> float:
 
 
 def _desired(
-    config: Config, workloads: list[Workload], shares: dict[CgroupId, float], allowance: Allowance
+    config: Config,
+    workloads: list[Workload],
+    shares: dict[CgroupId, float],
+    allowance: Allowance,
+    pool_of: dict[CgroupId, Budget],
 ) -> Iterator[Desired]:
     period = int(config.cpu.bandwidth.period)
     for workload in workloads:
         share = shares[workload.id]
         quota = max(round(share * period), _MIN_QUOTA_USEC)
+        if not has_target(config, workload):
+            text = f"{workload.name} may use {share:.2f} CPUs: cpu_max_pct of its rule, whatever is free"
+            reason = Reason(f"{RULE}/own", text)
+            yield from _with_burst(workload, CpuMax(quota, period), reason)
+            continue
         of_all = "" if len(workloads) == 1 else f"{share:.2f} CPUs of it for {workload.name}; "
         reason = msgspec.structs.replace(
-            allowance.reason, rule=f"{RULE}/{allowance.reason.rule}", text=of_all + allowance.reason.text
+            allowance.reason,
+            rule=f"{RULE}/{allowance.reason.rule}",
+            text=of_all + _pool_text(workload, pool_of.get(workload.id)) + allowance.reason.text,
         )
-        if workload.setting("cpu.max.burst") is not None:
-            # cpu.max below cpu.max.burst is EINVAL, and a burst would hand BE what was just taken from it.
-            text = "no burst above a limit that protects LS; the kernel refuses a burst above the quota"
-            yield Desired(
-                workload.id, workload.path, workload.tier, CpuMaxBurst(0), Reason(f"{RULE}/burst", text)
-            )
-        # With no quota in calm, a limit that an operator set is theirs: a cut is no reason to widen it.
-        only = config.cpu.bandwidth.enforce is not Enforce.MAX
-        yield Desired(workload.id, workload.path, workload.tier, CpuMax(quota, period), reason, only)
+        yield from _with_burst(workload, CpuMax(quota, period), reason)
+
+
+def _with_burst(workload: Workload, limit: CpuMax, reason: Reason) -> Iterator[Desired]:
+    if workload.setting("cpu.max.burst") is not None:
+        # cpu.max below cpu.max.burst is EINVAL, and a burst would hand BE what was just taken from it.
+        text = "no burst above a limit that protects LS; the kernel refuses a burst above the quota"
+        yield Desired(
+            workload.id, workload.path, workload.tier, CpuMaxBurst(0), Reason(f"{RULE}/burst", text)
+        )
+    yield Desired(workload.id, workload.path, workload.tier, limit, reason)
+
+
+def _pool_text(workload: Workload, budget: Budget | None) -> str:
+    if budget is None:
+        return ""
+    cap = budget.caps.get(workload.id)
+    held = "" if cap is None else f", held to {cap:.2f} CPUs because the pool is above its band"
+    return f"pool {budget.name}: {budget.text}{held}; "

@@ -14,8 +14,10 @@ import msgspec
 
 from qosd.config import Config
 from qosd.cpu.allowance import Allowance
-from qosd.model import Breach, Snapshot
-from qosd.plan import Input
+from qosd.cpu.bound import is_limited
+from qosd.model import Breach, Snapshot, Tier
+from qosd.plan import Desired, Input
+from qosd.schema.cpu import Enforce
 from qosd.schema.fast import Fast
 
 RULE = "cpu.squeeze"
@@ -95,6 +97,33 @@ def decide(config: Config, now: Snapshot, granted: Allowance, state: State) -> t
         floor=now.host.nr_cpus * config.cpu.bandwidth.floor_pct / 100,
     )
     return state, _applied(granted, state)
+
+
+def enforced(config: Config, left: Allowance) -> Config:
+    """The configuration by which what is left is dealt out.
+
+    A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write.
+    """
+    if left.squeeze >= 1 or config.cpu.bandwidth.enforce is Enforce.MAX:
+        return config
+    bandwidth = msgspec.structs.replace(config.cpu.bandwidth, enforce=Enforce.MAX)
+    return msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=bandwidth))
+
+
+def marked(
+    config: Config, now: Snapshot, left: Allowance, limits: tuple[Desired, ...]
+) -> tuple[Desired, ...]:
+    """The limits; those that are there for the squeeze alone only ever tighten.
+
+    Where qosd has no limit in calm, one that stands is an operator's, and a breach is no reason to widen it.
+    """
+    if left.squeeze >= 1:
+        return limits
+    calm = {workload.id for workload in now.tier(Tier.BE) if is_limited(config, workload)}
+    return tuple(
+        each if each.cgroup_id in calm else msgspec.structs.replace(each, tighten_only=True)
+        for each in limits
+    )
 
 
 def _relax(fast: Fast, now_usec: int, state: State) -> State:

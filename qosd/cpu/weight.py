@@ -27,7 +27,16 @@ def decide(config: Config, now: Snapshot) -> Iterator[Desired]:
             yield Desired(workload.id, workload.path, workload.tier, CpuIdle(True), reason)
         elif workload.setting("cpu.idle") != "1":
             # A group that somebody else made idle refuses a weight, and needs none.
-            yield _weight(workload, weights.be_weight, "BE has the least weight there is")
+            yield _weight(workload, *_be_weight(config, workload))
+
+
+def _be_weight(config: Config, workload: Workload) -> tuple[int, str]:
+    """Its pool's weight where the pool has one."""
+    pool_of = {rule.name: rule.pool for rule in config.workload}
+    for pool in config.pool:
+        if pool.weight is not None and pool.name == pool_of.get(workload.name):
+            return pool.weight, f"the weight of pool {pool.name}"
+    return config.cpu.weight.be_weight, "BE has the least weight there is"
 
 
 def _idles(weights: CpuWeights, workload: Workload) -> bool:

@@ -10,6 +10,8 @@ from qosd.ctl import client, screen
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.doctor import Finding, Severity, examine
+from qosd.ebpf.status import ProbeStatus
+from qosd.status import Status
 from qosd.survey import survey
 
 _STYLES = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
@@ -31,13 +33,25 @@ def render(findings: list[Finding]) -> Table:
     return grid
 
 
+def _probes(socket: str, running: bool | None) -> tuple[ProbeStatus, ...] | None:  # noqa: FBT001 - as asked
+    """What the daemon says of its probes; None where there is none to ask."""
+    if not running:
+        return None
+    try:
+        status = client.ask_for(socket, "status", Status)
+    except Failure:
+        return None
+    return status.ebpf.probes if status.ebpf is not None else None
+
+
 def show(socket: str, config: str, *, json: bool) -> None:
     """Raises `Failure` when something keeps qosd from running at all."""
     try:
         running: bool | None = client.is_running(socket)
     except Failure:
         running = None
-    findings = examine(survey(config, daemon_running=running))
+    facts = msgspec.structs.replace(survey(config, daemon_running=running), probes=_probes(socket, running))
+    findings = examine(facts)
     if json:
         print_json(msgspec.json.encode(findings))
     else:

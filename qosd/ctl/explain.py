@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qosd.ctl import client, decisions, network, screen
+from qosd.ctl import client, cpu, decisions, network, screen
 from qosd.ctl.cgroups import exists, resolve
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
@@ -49,6 +49,8 @@ class Explanation(msgspec.Struct, frozen=True):
     """Newest first."""
     egress: EgressStatus | None = None
     """What it sends, where uplinks are shaped."""
+    cpu: tuple[str, ...] = ()
+    """Its pool and its burst budget, as sentences."""
 
 
 class UplinkExplanation(msgspec.Struct, frozen=True):
@@ -96,6 +98,7 @@ def explain(
         next((each for each in status.net.egress if each.path == path), None)
         if status.net is not None
         else None,
+        cpu.sentences(status.cpu, path),
     )
 
 
@@ -113,6 +116,7 @@ def render(explained: Explanation, now: float) -> Group:
         parts.append(Text(f"qosd is {MODES.get(explained.mode, (explained.mode, ''))[0]}", "yellow"))
     if explained.egress is not None:
         parts.append(Text(f"It sends {network.sentence(explained.egress)}."))
+    parts += [Text(sentence) for sentence in explained.cpu]
     for setting in explained.settings:
         parts += [Text(), *_setting(setting, explained, now)]
     if explained.not_managed is None and not explained.settings:
@@ -198,7 +202,7 @@ def render_uplink(explained: UplinkExplanation, now: float) -> Group:
     if uplink.reason is not None:
         parts += [Text(), _reason_grid(uplink.reason, now - explained.time)]
     if uplink.classes:
-        parts += [Text(), network.classes(uplink)]
+        parts += [Text(), *network.classes(uplink)]
     if explained.decisions:
         parts += [Text(), Text("Latest decisions, newest first", "bold")]
         parts.append(decisions.table(explained.decisions[:_RECENT], now))

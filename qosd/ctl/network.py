@@ -9,15 +9,23 @@ from rich.text import Text
 
 from qosd.ctl import screen
 from qosd.ctl.exits import NO, Failure
-from qosd.net.status import EgressStatus, NetView, UplinkView, bit_rate
+from qosd.net.status import EgressStatus, IngressStatus, NetView, UplinkView, bit_rate
 from qosd.status import Status
 
+_SENDERS = 5
+_WHY = {
+    None: "the target less what LS and system use",
+    "deadband": "as it was: LS and system moved too little to follow",
+    "ramp": "rising by up_pct a second",
+    "floor": "be_floor_pct: LS and system use the target up",
+}
+"""By what bound the ceiling in this tick."""
 _INNER = ("link", "be-tier")
 """Classes that count once more what their leaves count."""
 
 
 def section(net: NetView) -> Iterator[RenderableType]:
-    """Of the status: a row for each uplink, what is refused or does not work, and workloads with a limit."""
+    """Of the status: the uplinks, what is refused or does not work, and which workloads send most."""
     if net.uplinks:
         table = screen.table("UPLINK", "LINK", "LS+SYSTEM", "BE", "BE MAY", "DROPS", "WHY")
         for uplink in net.uplinks:
@@ -35,11 +43,32 @@ def section(net: NetView) -> Iterator[RenderableType]:
         yield Text(f"! uplink {name} is not shaped: {why}", "yellow")
     for why in net.degraded:
         yield Text(f"! network: {why}", "yellow")
-    for each in net.egress:
-        if each.egress_max_bps is not None:
-            yield Text(
-                f"{each.path} sends {bit_rate(each.bps)} of its egress_max {bit_rate(each.egress_max_bps)}"
-            )
+    if net.be_ingress is not None:
+        yield Text(_ingress(net.be_ingress))
+    if net.egress:
+        yield _senders(net.egress)
+
+
+def _senders(egress: tuple[EgressStatus, ...]) -> RenderableType:
+    numbers = ("SENDS", "AT MOST", "SENT")
+    table = screen.table("WORKLOAD", *numbers, "CLASS", "CGROUP", right=numbers)
+    for each in sorted(egress, key=lambda each: (-(each.bps or 0.0), each.path))[:_SENDERS]:
+        table.add_row(
+            each.workload,
+            bit_rate(each.bps),
+            bit_rate(each.egress_max_bps),
+            screen.size(each.sent_bytes),
+            each.class_id or "LS's",
+            screen.tail(each.path, 0),
+        )
+    return table
+
+
+def _ingress(ingress: IngressStatus) -> str:
+    return (
+        f"BE receives {bit_rate(ingress.bps)} of its be_ingress_max {bit_rate(ingress.max_bps)};"
+        f" {bit_rate(ingress.dropped_bps)} is dropped"
+    )
 
 
 def _why(uplink: UplinkView) -> str:
@@ -49,7 +78,9 @@ def _why(uplink: UplinkView) -> str:
         return "nothing is decided yet"
     if not uplink.shaped:
         return "not shaped in this mode"
-    return uplink.reason.clamp or "the target less what LS uses"
+    if not uplink.reason.rule.endswith("/ceiling"):
+        return "what LS and system send is not known now"
+    return _WHY.get(uplink.reason.clamp, str(uplink.reason.clamp))
 
 
 def names(status: Status) -> frozenset[str]:
@@ -87,7 +118,9 @@ def headline(uplink: UplinkView, mode: str) -> Text:
     )
 
 
-def classes(uplink: UplinkView) -> RenderableType:
+def classes(uplink: UplinkView) -> Iterator[RenderableType]:
+    if uplink.classes_age_ms is not None:
+        yield Text(f"Classes, as read {uplink.classes_age_ms / 1000:.0f} s ago:", "dim")
     numbers = ("RATE", "CEIL", "SENT", "DROPS", "WAITING")
     table = screen.table("CLASS", "FOR", *numbers, right=numbers)
     for each in uplink.classes:
@@ -100,4 +133,4 @@ def classes(uplink: UplinkView) -> RenderableType:
             str(each.drops),
             f"{each.backlog_bytes} B",
         )
-    return table
+    yield table

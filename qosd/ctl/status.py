@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, network, reflex, screen
+from qosd.ctl import client, cpu, network, probes, reflex, screen
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -50,6 +50,10 @@ def render(status: Status, now: float, width: int) -> Group:
         Text(),
         *_settings(status, width),
     ]
+    if extra := list(cpu.section(status.cpu)):
+        parts += [Text(), *extra]
+    if status.ebpf is not None and any(each.count for each in status.ebpf.latencies):
+        parts += [Text(), *probes.section(status.ebpf)]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
     if status.refused:
@@ -68,6 +72,8 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
     if status.reflex is not None:
         grid.add_row("Breaches", reflex.line(status.reflex, status.interval_ms))
     grid.add_row("Sensors", _sensors(status, now))
+    if status.ebpf is not None:
+        grid.add_row("Probes", probes.detection(status.ebpf))
     return grid
 
 

@@ -50,3 +50,24 @@ class BpfCallError(BpfError):
     def __init__(self, what: str, errno: int, reason: str) -> None:
         super().__init__(f"{what}: {reason} (errno {errno})")
         self.errno = errno
+
+
+class TooDearError(BpfError):
+    """The probe cost more than it may, by its own clock, and was taken off its hooks."""
+
+    def __init__(self, probe: str, share_pct: float, window_sec: float, limit_pct: float) -> None:
+        super().__init__(
+            f"{probe}: it took {share_pct:.2f} % of the CPUs' time over {window_sec:g} s,"
+            f" more than ebpf.max_overhead_pct ({limit_pct:g} %)"
+        )
+
+
+class BccMissingError(BpfError):
+    """Debian's python3-bpfcc is not installed."""
+
+
+class NotByBccError(BpfError):
+    """The probe needs libbpf, and so a kernel that describes its types."""
+
+    def __init__(self, probe: str) -> None:
+        super().__init__(f"{probe}: bcc loads the runq probe only")

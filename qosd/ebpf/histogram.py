@@ -49,6 +49,9 @@ class Histogram(msgspec.Struct, frozen=True, gc=False):
         return float(slot_bounds_ns(SLOTS - 1)[1])  # rounding of q * count
 
 
+EMPTY = Histogram(slots=(0,) * SLOTS, total_ns=0)
+
+
 def slot_bounds_ns(slot: int) -> tuple[int, int]:
     """[low, high) of a slot; the last slot is taken to end at twice its start."""
     return (0 if slot == 0 else 1 << slot + _SHIFT), 1 << slot + _SHIFT + 1

@@ -128,7 +128,7 @@ class Object:
     def map(self, name: str) -> Map:
         """After load."""
         if name not in self._opened:
-            self._opened[name] = Map(self._library, self._maps[name])
+            self._opened[name] = Map.of_pointer(self._library, self._maps[name])
         return self._opened[name]
 
     def ring_buffer(self, name: str) -> RingBuffer:

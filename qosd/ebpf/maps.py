@@ -19,6 +19,8 @@ _PERCPU_TYPES = frozenset({5, 6, 10, 21})
 """BPF_MAP_TYPE_PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, PERCPU_CGROUP_STORAGE"""
 
 _BATCH = 128
+_MAP_INFO = struct.Struct("=5I")
+"""The first members of struct bpf_map_info; the kernel fills as much as is asked for."""
 _PROG_INFO = 224
 """Bytes of struct bpf_prog_info up to verified_insns; the kernel fills as much as is asked for."""
 _RUN_TIME = struct.Struct("=QQ")
@@ -36,15 +38,12 @@ class RunTime(msgspec.Struct, frozen=True, gc=False):
 class Map:
     """One map by its fd. Values of per-CPU maps are the CPUs' values one after the other, 8-byte aligned."""
 
-    def __init__(self, library: Library, pointer: int) -> None:
+    def __init__(self, library: Library, fd: int, name: str, shape: tuple[int, int, int, int]) -> None:
         call = library.call
         self._call = call
-        self.name: str = call.bpf_map__name(pointer).decode()
-        self.fd: int = call.bpf_map__fd(pointer)
-        self.key_size: int = call.bpf_map__key_size(pointer)
-        self.max_entries: int = call.bpf_map__max_entries(pointer)
-        kind = call.bpf_map__type(pointer)
-        size = call.bpf_map__value_size(pointer)
+        self.name = name
+        self.fd = fd
+        kind, self.key_size, size, self.max_entries = shape
         aligned = (size + 7) & ~7
         self.element_size: int = size
         """Bytes of one CPU's value, padded to 8 in per-CPU maps."""
@@ -54,6 +53,24 @@ class Map:
             self.value_size = aligned * checked("libbpf_num_possible_cpus", call.libbpf_num_possible_cpus())
         self._room = max(1, min(self.max_entries, _BATCH))
         self._buffers: tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None = None
+
+    @classmethod
+    def of_pointer(cls, library: Library, pointer: int) -> Map:
+        """A map of an object that libbpf has loaded."""
+        call = library.call
+        kind, key = call.bpf_map__type(pointer), call.bpf_map__key_size(pointer)
+        shape = (kind, key, call.bpf_map__value_size(pointer), call.bpf_map__max_entries(pointer))
+        return cls(library, call.bpf_map__fd(pointer), call.bpf_map__name(pointer).decode(), shape)
+
+    @classmethod
+    def of_fd(cls, library: Library, fd: int, name: str) -> Map:
+        """A map that somebody else has made."""
+        info = ctypes.create_string_buffer(_MAP_INFO.size)
+        size = ctypes.c_uint32(_MAP_INFO.size)
+        result = library.call.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size))
+        checked(f"{name}: BPF_OBJ_GET_INFO_BY_FD", result)
+        kind, _id, key_size, value_size, max_entries = _MAP_INFO.unpack(info.raw)
+        return cls(library, fd, name, (kind, key_size, value_size, max_entries))
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None if the key is not there."""

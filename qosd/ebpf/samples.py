@@ -14,13 +14,20 @@ from qosd.model import CgroupId
 NOBODY = 0
 """In the kernel's records only: no cgroup has the id 0. Here it is None."""
 
-_RUNQ_WAITS = struct.Struct(f"={SLOTS}Q5Q")
+_RUNQ_WAITS = struct.Struct(f"={SLOTS}Q5Q24x")
 _RUNQ_BLAME = struct.Struct("=3Q")
 _RUNQ_PAIR = struct.Struct("=2Q")
 _RUNQ_EVENT = struct.Struct("=7Q2I")
 _RUNQ_CPU = struct.Struct("=4Q")
 _RUNQ_CPU_COUNTERS = 32 * 24 + 8
 """After `history` and `head` in struct cpu."""
+RUNQ_WAITS_SIZE = _RUNQ_WAITS.size
+RUNQ_CPU_SIZE = 832
+
+_SAMPLED = 64
+"""1 << SAMPLED_SHIFT in cost.h: of so many runs one is timed."""
+_RECLAIM_COUNTERS = struct.Struct("=2Q")
+_BLKIO_COUNTERS = struct.Struct("=3Q")
 
 _STALL_KEY = struct.Struct("=Q2I")
 _IO_KEY = struct.Struct("=Q2I")
@@ -75,9 +82,11 @@ class RunqSample(msgspec.Struct, frozen=True, gc=False):
     blames: tuple[RunqBlame, ...]
     lost_events: int
     evicted: int
-    """Elements that the LRU maps threw out: above 0, shares are too low and the maps too small."""
+    """Pairs that the LRU map threw out: above 0, shares are too low and the map too small."""
     unseen: int
-    """Waits that were not counted: no memory for the task's state, or no room in a full map."""
+    """Waits that were not counted: another task took the waiting one's state (pids equal modulo 65536)."""
+    cost_ns: int
+    """What the probe has cost, from the one run in 64 that it times; less the way into the program."""
 
 
 class RunqBreach(msgspec.Struct, frozen=True, gc=False):
@@ -98,9 +107,9 @@ class RunqCpus(msgspec.Struct, frozen=True, gc=False):
     """Counters that the run-queue probe keeps per CPU, summed."""
 
     lost_events: int
-    new_waits: int
     new_blames: int
-    no_memory: int
+    unseen: int
+    cost_ns: int
 
 
 def decode_id(key: bytes) -> CgroupId:
@@ -108,7 +117,7 @@ def decode_id(key: bytes) -> CgroupId:
 
 
 def decode_runq_waits(value: bytes | memoryview) -> RunqWaits:
-    """One element of runq_waits: the sum over its CPUs."""
+    """A workload's elements of runq_waits, one after the other: the sum over its CPUs."""
     sums = [sum(column) for column in zip(*_RUNQ_WAITS.iter_unpack(value), strict=True)]
     total_ns, idle_ns, unknown_ns, breaches, _last_event = sums[SLOTS:]
     histogram = Histogram(slots=tuple(sums[:SLOTS]), total_ns=total_ns)
@@ -127,9 +136,12 @@ def decode_runq_blame(key: bytes, value: bytes | memoryview) -> RunqBlame:
     )
 
 
-def decode_runq_cpus(values: Iterable[bytes | memoryview]) -> RunqCpus:
-    counters = [_RUNQ_CPU.unpack_from(value, _RUNQ_CPU_COUNTERS) for value in values]
-    return RunqCpus(*(sum(column) for column in zip(*counters, strict=True)))
+def decode_runq_cpus(values: bytes | memoryview) -> RunqCpus:
+    """runq_cpus as mapped: the counters of every possible CPU, summed."""
+    starts = range(_RUNQ_CPU_COUNTERS, len(values), RUNQ_CPU_SIZE)
+    counters = [_RUNQ_CPU.unpack_from(values, start) for start in starts]
+    lost_events, new_blames, unseen, cost_ns = (sum(column) for column in zip(*counters, strict=True))
+    return RunqCpus(lost_events, new_blames, unseen, cost_ns * _SAMPLED)
 
 
 def decode_runq_breach(record: bytes) -> RunqBreach:
@@ -163,6 +175,7 @@ class ReclaimSample(msgspec.Struct, frozen=True, gc=False):
 
     stalls: dict[ReclaimKey, Histogram]
     evicted: int
+    cost_ns: int = 0
 
 
 class IoKey(msgspec.Struct, frozen=True, gc=False):
@@ -190,6 +203,7 @@ class BlkioSample(msgspec.Struct, frozen=True, gc=False):
     evicted: int
     untimed: int
     """Requests of queues whose `iostats` is 0: their latency is unknown."""
+    cost_ns: int = 0
 
 
 def decode_histogram(value: bytes | memoryview) -> Histogram:
@@ -215,6 +229,24 @@ def decode_io(value: bytes | memoryview) -> Io:
     """One element of blkio_latency: the sum over its CPUs."""
     sums = [sum(column) for column in zip(*_IO.iter_unpack(value), strict=True)]
     return Io(latency=Histogram(slots=tuple(sums[:SLOTS]), total_ns=sums[SLOTS]), bytes=sums[SLOTS + 1])
+
+
+def reclaim_sample(stalls: dict[ReclaimKey, Histogram], counters: bytes) -> ReclaimSample:
+    created, cost_ns = _RECLAIM_COUNTERS.unpack(counters)
+    return ReclaimSample(stalls, max(0, created - len(stalls)), cost_ns * _SAMPLED)
+
+
+def blkio_sample(io: dict[IoKey, Io], counters: bytes) -> BlkioSample:
+    created, untimed, cost_ns = _BLKIO_COUNTERS.unpack(counters)
+    return BlkioSample(io, max(0, created - len(io)), untimed, cost_ns * _SAMPLED)
+
+
+class TracingSample(msgspec.Struct, frozen=True, gc=False):
+    """All counters since the probes were opened; None for a probe that is absent."""
+
+    runq: RunqSample | None
+    reclaim: ReclaimSample | None
+    blkio: BlkioSample | None
 
 
 class Traffic(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from qosd.ebpf.devices import DeviceBytes
 from qosd.ebpf.errors import BpfError
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.loader import Object, read_object
@@ -44,6 +45,7 @@ class SkbPrio:
         self._object = loaded
         self._classes = loaded.map("skbprio_class")
         self._traffic = loaded.map("skbprio_traffic")
+        self._devices = DeviceBytes(loaded.map("skbprio_device"))
         self._links: dict[CgroupId, int] = {}
 
     @classmethod
@@ -83,6 +85,10 @@ class SkbPrio:
         """Since each was attached; a removed cgroup is missing once the kernel has let go of it."""
         values = {cgroup: self._traffic.lookup(_KEY.pack(cgroup, _EGRESS, 0)) for cgroup in self._links}
         return {cgroup: decode_traffic(value) for cgroup, value in values.items() if value is not None}
+
+    def sent_to(self, devices: frozenset[int]) -> Mapping[int, int]:
+        """Bytes that cgroups with a BE class handed to each of these devices since it was first asked for."""
+        return self._devices.read(devices)
 
     def run_time(self) -> RunTime:
         return self._object.run_time()["skbprio_egress"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from qosd.ebpf import runq
 from qosd.ebpf.errors import BpfError, HookMissingError, RefusedError
 from qosd.ebpf.libbpf import Library, checked
+from qosd.ebpf.loaded import Loaded
 from qosd.ebpf.loader import Object, missing_hooks, read_object
 from qosd.ebpf.maps import RunTime
 from qosd.ebpf.runq import Root, Runq, RunqOptions
@@ -22,11 +23,13 @@ from qosd.ebpf.samples import (
     BlkioSample,
     ReclaimSample,
     RunqBreach,
-    RunqSample,
+    TracingSample,
+    blkio_sample,
     decode_histogram,
     decode_io,
     decode_io_key,
     decode_reclaim_key,
+    reclaim_sample,
 )
 from qosd.model import CgroupId
 
@@ -49,7 +52,7 @@ ALL: tuple[Probe, ...] = ("runq", "reclaim", "blkio")
 _DISPENSABLE = frozenset({"reclaim_memcg_begin", "reclaim_memcg_end"})
 """Without them the probe still answers: kernels without CONFIG_MEMCG have no such tracepoints."""
 
-_ROOT = struct.Struct("=Q2I")
+_ROOT = struct.Struct("=2I")
 _WATCHED = 1
 _FIRST = (0).to_bytes(4, "little")
 
@@ -60,25 +63,19 @@ class TracingOptions(msgspec.Struct, frozen=True, gc=False):
     runq: RunqOptions = RunqOptions()
 
 
-class TracingSample(msgspec.Struct, frozen=True, gc=False):
-    """All counters since `open`; None for a probe that is absent."""
-
-    runq: RunqSample | None
-    reclaim: ReclaimSample | None
-    blkio: BlkioSample | None
-
-
 class Tracing:
     """Open with `Tracing.open`. `fd` is readable when `events` has something; None without the runq probe."""
 
-    def __init__(self, loaded: Object, options: TracingOptions, absent: Mapping[Probe, BpfError]) -> None:
+    def __init__(
+        self, loaded: Loaded, options: TracingOptions, absent: Mapping[Probe, BpfError], cpus: int
+    ) -> None:
         self.absent = dict(absent)
         self._object = loaded
         self._links: dict[Probe, list[int]] = {}
         self._roots: dict[CgroupId, Root] = {}
         self._root_map = loaded.map("roots")
         wanted = "runq" in options.probes and "runq" not in absent
-        self._runq = Runq(loaded, options.runq) if wanted else None
+        self._runq = Runq(loaded, options.runq, cpus) if wanted else None
         self.fd = self._runq.fd if self._runq else None
 
     @classmethod
@@ -94,27 +91,44 @@ class Tracing:
         loaded, absent, left_out = _load(library, chosen, read_object(NAME) if elf is None else elf)
         with contextlib.ExitStack() as undo:
             undo.callback(loaded.close)
-            tracing = cls(loaded, chosen, absent)
+            tracing = cls(loaded, chosen, absent, possible_cpus(library))
             tracing.set_roots(roots)
             for probe in chosen.probes:
                 if probe not in absent:
                     programs = [name for name in PROGRAMS[probe] if name not in left_out]
-                    tracing._links[probe] = [loaded.attach(name) for name in programs]
+                    tracing.attach(probe, programs)
             undo.pop_all()
         return tracing
 
+    def attach(self, probe: Probe, programs: Iterable[str]) -> None:
+        """Put a probe on its hooks."""
+        self._links[probe] = [self._object.attach(name) for name in programs]
+
+    @property
+    def attached(self) -> tuple[Probe, ...]:
+        return tuple(self._links)
+
     def set_roots(self, roots: Mapping[CgroupId, Root]) -> None:
         """The workloads from now on; counters of those that stay are kept, of those that go are dropped."""
-        gone = {cgroup: root for cgroup, root in self._roots.items() if cgroup not in roots}
+        if roots == self._roots:
+            return
+        gone = [cgroup for cgroup in self._roots if cgroup not in roots]
         for cgroup in gone:
             self._root_map.delete(cgroup.to_bytes(8, "little"))
+            if self._runq:
+                self._runq.forget(cgroup)
+        placed = self._runq.can_place(roots) if self._runq else frozenset()
         for cgroup, root in roots.items():
-            if self._roots.get(cgroup) != root:
-                value = _ROOT.pack(root.threshold_ns or 0, _WATCHED if root.watched else 0, 0)
+            if self._roots.get(cgroup) != root or cgroup in placed:
+                slot = self._runq.slot_of(cgroup, root) if self._runq else 0
+                value = _ROOT.pack(slot, _WATCHED if root.watched else 0)
                 self._root_map.update(cgroup.to_bytes(8, "little"), value)
+        moved = roots.keys() != self._roots.keys() or any(
+            root.watched != self._roots[cgroup].watched for cgroup, root in roots.items()
+        )
         self._roots = dict(roots)
-        if self._runq:
-            self._runq.roots_changed(gone)
+        if self._runq and moved:  # a threshold is looked up at each breach anyway
+            self._runq.roots_changed()
 
     def read(self) -> TracingSample:
         return TracingSample(
@@ -126,14 +140,12 @@ class Tracing:
     def _read_reclaim(self) -> ReclaimSample:
         items = self._object.map("reclaim_stalls").items()
         stalls = {decode_reclaim_key(key): decode_histogram(value) for key, value in items}
-        (created,) = struct.unpack("=Q", self._counters(".data.reclaim"))
-        return ReclaimSample(stalls=stalls, evicted=max(0, created - len(stalls)))
+        return reclaim_sample(stalls, self._counters(".data.reclaim"))
 
     def _read_blkio(self) -> BlkioSample:
         items = self._object.map("blkio_latency").items()
         io = {decode_io_key(key): decode_io(value) for key, value in items}
-        created, untimed = struct.unpack("=2Q", self._counters(".data.blkio"))
-        return BlkioSample(io=io, evicted=max(0, created - len(io)), untimed=untimed)
+        return blkio_sample(io, self._counters(".data.blkio"))
 
     def _counters(self, name: str) -> bytes:
         value = self._object.map(name).lookup(_FIRST)
@@ -161,11 +173,19 @@ class Tracing:
         for link in self._links.pop(probe, []):
             self._object.detach(link)
         self.absent[probe] = reason
-        if probe == "runq":
+        if probe == "runq" and self._runq:
+            self._runq.close()
             self._runq, self.fd = None, None
 
     def close(self) -> None:
+        if self._runq:
+            self._runq.close()
+            self._runq, self.fd = None, None
         self._object.close()
+
+
+def possible_cpus(library: Library) -> int:
+    return checked("libbpf_num_possible_cpus", library.call.libbpf_num_possible_cpus())
 
 
 def _load(
@@ -228,8 +248,7 @@ def _try_load(
             opened.leave_out(program)
         opened.resize("roots", options.max_roots)
         if "runq" in options.probes and "runq" not in absent:
-            cpus = checked("libbpf_num_possible_cpus", library.call.libbpf_num_possible_cpus())
-            runq.prepare(opened, options.runq, cpus)
+            runq.prepare(opened, options.runq, possible_cpus(library))
         opened.load()
         undo.pop_all()
     return opened

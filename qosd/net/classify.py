@@ -73,13 +73,9 @@ class Classifier:
         """What each workload sent over all devices, as IP packets, since it was attached."""
         return self._skbprio.read()
 
-    def be_sent_bytes(self) -> int:
-        """The sum over BE, for `Uplinks.sample`; it may go back when a workload leaves."""
-        return sum(
-            count.bytes
-            for cgroup, count in self.traffic().items()
-            if self._held.get(cgroup) not in (None, LS_CLASS)
-        )
+    def be_sent_to(self, devices: frozenset[int]) -> Mapping[int, int]:
+        """What BE handed to each device, for `Uplinks.sample`."""
+        return self._skbprio.sent_to(devices)
 
     def close(self) -> None:
         self._skbprio.close()

@@ -34,7 +34,7 @@ MIN_BITRATE, MAX_BITRATE = Bitrate(100_000), Bitrate(10**12)
 
 
 class Net(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is shaped and how. An empty list of uplinks leaves the network alone: nothing is even read."""
+    """What is shaped and how. Without uplinks and limit the network is left alone: nothing is even read."""
 
     uplinks: tuple[str, ...] | Literal["auto"] = ()
     link_speed: dict[str, Bitrate] = {}
@@ -47,14 +47,20 @@ class Net(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of the link that the BE ceiling may rise by in one second."""
     deadband_pct: Annotated[float, Meta(ge=0, le=20)] = 2.0
     """Changes of the ceiling below this share of the link are not made."""
-    mean_sec: Annotated[float, Meta(gt=0, le=600)] = 5.0
-    """LS egress is the larger of the last tick's rate and the mean over this time."""
+    hold_sec: Annotated[float, Meta(ge=0, le=600)] = 15.0
+    """LS egress counts as the most of any tick in this time: the ceiling falls at once, rises after it."""
     release_ticks: Annotated[int, Meta(ge=2)] = 30
     """Ticks without a reading until the ceiling goes back to its static value."""
     dscp_be: str | None = None
     dscp_ls: str | None = None
+    be_ingress_max: Bitrate | None = None
+    """What all BE sockets together may receive, other than by lo; dropped beyond. Needs no uplink."""
     forwarded_mark: Annotated[int, Meta(ge=1, lt=1 << 32)] | None = None
     """One bit of skb->mark by which containers' BE packets are known from their veth to the uplink."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.uplinks) or self.be_ingress_max is not None
 
 
 def parse_bitrate(text: str) -> Bitrate:

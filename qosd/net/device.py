@@ -43,6 +43,16 @@ class LinkSample(NamedTuple):
     master: int | None = None
     slave_kind: str | None = None
     """IFLA_INFO_SLAVE_KIND: the kind of the master this device is enslaved to."""
+    lower: int | None = None
+    """IFLA_LINK: of a vlan, the device that carries it; of a veth, the other end."""
+
+
+class ClassNews(NamedTuple):
+    """What the kernel told of a class: made, changed or deleted."""
+
+    classid: int
+    rates_bps: tuple[int, int] | None
+    """(rate, ceil); None when it was deleted."""
 
 
 class QdiscSample(NamedTuple):

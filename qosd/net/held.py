@@ -40,6 +40,14 @@ class Held(msgspec.Struct):
     retry_at: int = 0
     failures: int = 0
     error: str | None = None
+    drift: str | None = None
+    """How the kernel's classes were found to differ from what was applied; None once it was said."""
+    reassert: bool = False
+    """It was said: to be put back."""
+    carriers: frozenset[int] = frozenset()
+    """Itself and the devices that send through it: a bridge it is in, vlans on top."""
+    read_usec: int | None = None
+    """When the classes were last read."""
 
 
 class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
@@ -52,3 +60,4 @@ class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
     shape: Shape | None
     classes: tuple[ClassSample, ...] | None
     error: str | None = None
+    read_usec: int | None = None

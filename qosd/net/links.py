@@ -152,6 +152,20 @@ def read_default_uplinks(proc: str = "/proc/net") -> tuple[str, ...]:
     return parse_default_routes(*texts)
 
 
+def carried_by(uplink: int, present: dict[int, LinkSample]) -> frozenset[int]:
+    """The uplink and what sends through it under its own ifindex: its bridge, vlans on top of either."""
+    found = {uplink}
+    while more := {link.ifindex for link in present.values() if _sends_through(link, found, present)} - found:
+        found |= more
+    return frozenset(found)
+
+
+def _sends_through(link: LinkSample, lower: set[int], present: dict[int, LinkSample]) -> bool:
+    if link.kind == "vlan":
+        return link.lower in lower
+    return any(present[each].master == link.ifindex for each in lower if each in present)
+
+
 def resolve(names: tuple[str, ...], present: dict[int, LinkSample], held: dict[int, str]) -> dict[str, int]:
     """Configured name → ifindex. A name that no device bears any more stays with the one we hold for it."""
     by_name = {link.name: ifindex for ifindex, link in present.items()}

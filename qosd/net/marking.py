@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from qosd.ebpf.devices import DeviceBytes
 from qosd.ebpf.errors import BpfCallError, BpfError
 from qosd.ebpf.loader import Object, read_object
 from qosd.net.device import BE_CLASS, LS_CLASS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from qosd.ebpf.libbpf import Library
     from qosd.model import CgroupId
@@ -61,6 +62,7 @@ class Marking:
         self._object = loaded
         self._settings = loaded.map("uplink_settings")
         self._be_roots = loaded.map("uplink_be_roots")
+        self._forwarded = DeviceBytes(loaded.map("uplink_forwarded"))
         self._links: dict[tuple[str, int], int] = {}
         self._roots: frozenset[CgroupId] = frozenset()
 
@@ -100,6 +102,10 @@ class Marking:
                 if error.errno != errno.ENODEV:
                     errors.append(str(error))
         return tuple(errors)
+
+    def forwarded_to(self, uplinks: frozenset[int]) -> Mapping[int, int]:
+        """Bytes of other network namespaces' BE on each uplink since it was first asked for."""
+        return self._forwarded.read(uplinks)
 
     def close(self) -> None:
         for fd in self._links.values():

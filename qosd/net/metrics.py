@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qosd.exposition import CounterMetricFamily, GaugeMetricFamily, Metric
-from qosd.net.status import NetView, UplinkView
+from qosd.net.status import IngressStatus, NetView, UplinkView
 
 _WORKLOADS_MAX = 50
 
@@ -26,6 +26,8 @@ def collect(net: NetView) -> Iterator[Metric]:
     yield from _rates(net.uplinks)
     yield from _classes(net.uplinks)
     yield _workloads(net)
+    if net.be_ingress is not None:
+        yield from _ingress(net.be_ingress)
 
 
 def _rates(uplinks: tuple[UplinkView, ...]) -> Iterator[Metric]:
@@ -57,6 +59,18 @@ def _classes(uplinks: tuple[UplinkView, ...]) -> Iterator[Metric]:
             drops.add_metric([uplink.name, each.name], each.drops)
             backlog.add_metric([uplink.name, each.name], each.backlog_bytes)
     yield from (sent, drops, backlog)
+
+
+def _ingress(ingress: IngressStatus) -> Iterator[Metric]:
+    limit = GaugeMetricFamily("qosd_net_be_ingress_max_bits_per_second", "What all of BE may receive.")
+    limit.add_metric([], ingress.max_bps)
+    yield limit
+    yield CounterMetricFamily(
+        "qosd_net_be_received_bytes", "Bytes of IP packets that BE received.", ingress.received_bytes
+    )
+    yield CounterMetricFamily(
+        "qosd_net_be_ingress_dropped_bytes", "The same, dropped above the limit.", ingress.dropped_bytes
+    )
 
 
 def _workloads(net: NetView) -> Metric:

@@ -30,6 +30,8 @@ class UplinkSample(msgspec.Struct, frozen=True, gc=False):
     speed_bps: int
     tx_bytes: int | None
     classes: tuple[ClassSample, ...] | None = None
+    be_counted_bytes: int | None = None
+    """What BE handed to it, as BPF counts, before the queue; None where that does not run."""
 
     def class_bytes(self, classid: int) -> int | None:
         for sample in self.classes or ():
@@ -41,8 +43,6 @@ class UplinkSample(msgspec.Struct, frozen=True, gc=False):
 class NetSample(msgspec.Struct, frozen=True, gc=False):
     monotonic_usec: int
     uplinks: tuple[UplinkSample, ...] = ()
-    be_sent_bytes: int | None = None
-    """What the BPF program on the BE roots counted, over all devices; None where it does not run."""
 
     def uplink(self, ifindex: int) -> UplinkSample | None:
         for uplink in self.uplinks:

@@ -1,4 +1,4 @@
-"""Watches for devices that come, go and change, and for root qdiscs that somebody puts or takes."""
+"""Watches for devices that come, go and change, for root qdiscs that come and go, for our classes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import errno
 from typing import NamedTuple
 
 from qosd.net import rtnl
+from qosd.net.device import ClassNews
 
 
 class LinkEvent(NamedTuple):
     ifindex: int
     name: str | None = None
-    """None for an event about a qdisc, which does not carry the name."""
+    """None for an event about a qdisc or a class, which do not carry the name."""
+    news: ClassNews | None = None
 
 
 class Monitor:
@@ -45,7 +47,7 @@ class Monitor:
 
 
 def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
-    """Links and root qdiscs; classes (our own changes of a ceiling) and inner qdiscs are of no interest."""
+    """Links, root qdiscs and classes with our handle, what we ourselves did among them; not inner qdiscs."""
     found = []
     for kind, _sequence, body in rtnl.split(data):
         if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
@@ -55,4 +57,8 @@ def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
             qdisc = rtnl.parse_root_qdisc(body)
             if qdisc is not None:
                 found.append(LinkEvent(qdisc.ifindex))
+        elif kind in (rtnl.RTM_NEWTCLASS, rtnl.RTM_DELTCLASS):
+            told = rtnl.parse_class(body, deleted=kind == rtnl.RTM_DELTCLASS)
+            if told is not None:
+                found.append(LinkEvent(told[0], news=told[1]))
     return tuple(found)

@@ -13,6 +13,7 @@ from qosd.errors import CgroupGone
 from qosd.model import CgroupId, Tier, Workload
 from qosd.net.classify import Classifier, wanted_classes
 from qosd.net.config import Net, parse_dscp
+from qosd.net.ingress import Ingress, Received
 from qosd.net.marking import Marking, Settings
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Programs:
         self._library = library
         self._classifier: Classifier | None = None
         self._marking: Marking | None = None
+        self._ingress: Ingress | None = None
         self._unloadable: dict[str, str] = {}
         self._refused: tuple[str, ...] = ()
 
@@ -50,13 +52,16 @@ class Programs:
     def sync(self, config: Net, wanted: Wanted, open_dir: Callable[[CgroupId], int]) -> None:
         """Bring classes and marks to what is wanted; `open_dir` raises CgroupGone."""
         settings = mark_settings(config)
-        self._load(settings)
+        self._load(config, settings)
         refused: list[str] = []
         if self._classifier is not None:
-            classes = wanted_classes(wanted.workloads, wanted.limits, mark_ls=settings.dscp_ls is not None)
+            shaped = wanted.workloads if config.uplinks else ()
+            classes = wanted_classes(shaped, wanted.limits, mark_ls=settings.dscp_ls is not None)
             refused += self._classifier.sync(classes, open_dir)
         if self._marking is not None:
             refused += _sync_marks(self._marking, settings, wanted)
+        if self._ingress is not None:
+            refused += _sync_ingress(self._ingress, config, wanted, open_dir)
         self._refused = tuple(refused)
 
     def release(self) -> None:
@@ -65,6 +70,8 @@ class Programs:
             self._classifier.sync({}, _nothing_to_open)
         if self._marking is not None:
             self._marking.sync((), ())
+        if self._ingress is not None:
+            self._ingress.detach()
 
     def retry(self) -> None:
         """After a reload: what could not be loaded is tried once more."""
@@ -74,16 +81,44 @@ class Programs:
         """What each workload sent over all devices since it was attached."""
         return {} if self._classifier is None else self._classifier.traffic()
 
-    def be_sent_bytes(self) -> int | None:
-        return None if self._classifier is None else self._classifier.be_sent_bytes()
+    def received(self) -> Received | None:
+        """By BE, since its limit was set; None while there is none in force."""
+        return None if self._ingress is None or not self._ingress.attached else self._ingress.read()
+
+    def be_sent(self, uplinks: Mapping[int, frozenset[int]]) -> Mapping[int, int]:
+        """Bytes that BE handed to each uplink, or to a device that sends through it; empty if unknown."""
+        if self._classifier is None:
+            return {}
+        try:
+            sent = self._classifier.be_sent_to(frozenset().union(*uplinks.values()))
+            forwarded = {} if self._marking is None else self._marking.forwarded_to(frozenset(uplinks))
+        except BpfError:  # out of kernel memory, say
+            return {}
+        return {
+            uplink: forwarded.get(uplink, 0) + sum(sent.get(device, 0) for device in devices)
+            for uplink, devices in uplinks.items()
+        }
 
     def close(self) -> None:
-        for program in (self._classifier, self._marking):
+        for program in (self._classifier, self._marking, self._ingress):
             if program is not None:
                 program.close()
-        self._classifier = self._marking = None
+        self._classifier = self._marking = self._ingress = None
 
-    def _load(self, settings: Settings) -> None:
+    def _load(self, config: Net, settings: Settings) -> None:
+        if config.uplinks:
+            self._load_egress(settings)
+        what = "what BE receives is not limited"
+        if config.be_ingress_max is None and self._ingress is not None:
+            self._ingress.close()
+            self._ingress = None
+        if config.be_ingress_max is not None and self._ingress is None and what not in self._unloadable:
+            try:
+                self._ingress = Ingress.open(self._opened())
+            except BpfError as error:
+                self._unloadable[what] = str(error)
+
+    def _load_egress(self, settings: Settings) -> None:
         what = "BE's packets cannot be told apart"
         if self._classifier is None and what not in self._unloadable:
             try:
@@ -111,6 +146,15 @@ def _sync_marks(marking: Marking, settings: Settings, wanted: Wanted) -> tuple[s
     except BpfError as error:
         return (str(error),)
     return marking.sync(wanted.uplinks, wanted.veths if settings.mark is not None else ())
+
+
+def _sync_ingress(
+    ingress: Ingress, config: Net, wanted: Wanted, open_dir: Callable[[CgroupId], int]
+) -> tuple[str, ...]:
+    if config.be_ingress_max is None:
+        return ()
+    roots = (each.id for each in wanted.workloads if each.tier is Tier.BE)
+    return ingress.sync(config.be_ingress_max, roots, open_dir)
 
 
 def mark_settings(config: Net) -> Settings:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Self
 
-from qosd.net.device import LinkSample, QdiscSample
+from qosd.net.device import HANDLE, ClassNews, LinkSample, QdiscSample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWTCLASS, RTM_DELTCLASS = 40, 41
 RTMGRP_LINK, RTMGRP_TC = 0x1, 0x8
 TC_H_ROOT = 0xFFFF_FFFF
 
@@ -28,10 +30,14 @@ _IFINFO = struct.Struct("=BxHiII")
 _TCMSG = struct.Struct("=BxxxiIII")
 _ATTR = struct.Struct("=HH")
 _IFF_LOOPBACK = 0x8
-_IFLA_IFNAME, _IFLA_MASTER, _IFLA_OPERSTATE, _IFLA_LINKINFO = 3, 10, 16, 18
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_OPERSTATE, _IFLA_LINKINFO = 3, 5, 10, 16, 18
 _IFLA_NUM_TX_QUEUES, _IFLA_CARRIER, _IFLA_PARENT_DEV_NAME = 31, 33, 56
 _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
-_TCA_KIND, _TCA_OPTIONS, _TCA_HTB_INIT = 1, 2, 2
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_HTB_PARMS, _TCA_HTB_INIT, _TCA_HTB_RATE64, _TCA_HTB_CEIL64 = 1, 2, 6, 7
+_HTB_RATES = struct.Struct("=8xI8xI")
+"""The rates of struct tc_htb_opt: two struct tc_ratespec, each with its rate at the end."""
+_U32_MAX = (1 << 32) - 1
 _NLA_TYPE_MASK = 0x3FFF
 _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 
@@ -149,6 +155,7 @@ def parse_link(body: bytes) -> LinkSample:
         tx_queues=_u32(found.get(_IFLA_NUM_TX_QUEUES)) or 1,
         master=_u32(found.get(_IFLA_MASTER)),
         slave_kind=_text(info.get(_IFLA_INFO_SLAVE_KIND)),
+        lower=_u32(found.get(_IFLA_LINK)),
     )
 
 
@@ -160,6 +167,26 @@ def parse_root_qdisc(body: bytes) -> QdiscSample | None:
     found = attributes(body[_TCMSG.size :])
     kind = _text(found.get(_TCA_KIND)) or ""
     return QdiscSample(ifindex, kind, handle, _htb_default(found) if kind == "htb" else None)
+
+
+def parse_class(body: bytes, *, deleted: bool) -> tuple[int, ClassNews] | None:
+    """(ifindex, news) of an HTB class with our handle; None for any other."""
+    _family, ifindex, handle, _parent, _info = _TCMSG.unpack_from(body)
+    found = attributes(body[_TCMSG.size :])
+    if handle >> 16 != HANDLE >> 16 or _text(found.get(_TCA_KIND)) != "htb":
+        return None
+    return ifindex, ClassNews(handle, None if deleted else _htb_rates(found))
+
+
+def _htb_rates(found: dict[int, bytes]) -> tuple[int, int]:
+    options = attributes(found.get(_TCA_OPTIONS, b""))
+    rate, ceil = _HTB_RATES.unpack_from(options.get(_TCA_HTB_PARMS, bytes(_HTB_RATES.size)))
+    return 8 * _wide(rate, options.get(_TCA_HTB_RATE64)), 8 * _wide(ceil, options.get(_TCA_HTB_CEIL64))
+
+
+def _wide(rate: int, rate64: bytes | None) -> int:
+    """Above 2^32 bytes/s the narrow number is all ones, and the other one counts (htb_dump_class)."""
+    return rate if rate < _U32_MAX or rate64 is None else int.from_bytes(rate64[:8], sys.byteorder)
 
 
 def _htb_default(found: dict[int, bytes]) -> int | None:

@@ -12,6 +12,7 @@ import msgspec
 
 from qosd.net import shaping
 from qosd.net.held import Event, Host, UplinkStatus
+from qosd.net.ingress import Received
 from qosd.net.programs import Programs, Wanted
 from qosd.net.uplinks import Uplinks
 
@@ -34,6 +35,8 @@ class NetStatus(msgspec.Struct, frozen=True, gc=False):
     wanted: tuple[Shape, ...]
     """With the reasons, for `qosctl explain`; in observe mode what would be."""
     traffic: Mapping[CgroupId, Traffic]
+    received: Received | None
+    """By BE's sockets, while there is a limit on it."""
     netlink_requests: int
     """Through pyroute2: reading classes and shaping. Looking at devices after an event is not in it."""
 
@@ -71,7 +74,7 @@ class Network:
         """
         self.uplinks.on_readable()
         events = self.uplinks.refresh(now_usec)
-        now = self.uplinks.sample(now_usec, self._programs.be_sent_bytes())
+        now = self.uplinks.sample(now_usec, self._programs.be_sent(self.uplinks.carriers()))
         wanted = shaping.wants_classes(self.uplinks.config, self._prev, now, self._state)
         now = self.uplinks.read_classes(now, wanted)
         self._state, self._wanted = shaping.decide(self.uplinks.config, self._prev, now, self._state, limits)
@@ -103,6 +106,7 @@ class Network:
             degraded=(*degraded, *self._programs.errors),
             wanted=self._wanted,
             traffic=self._programs.traffic(),
+            received=self._programs.received(),
             netlink_requests=self.uplinks.tc.requests,
         )
 

@@ -11,7 +11,7 @@ _FIXED_CLASSES = {LINK_CLASS: "link", BE_TIER: "be-tier", LS_CLASS: "ls", BE_CLA
 
 
 class ClassStatus(msgspec.Struct, frozen=True):
-    """A class as the kernel had it when it was last read, which is not in every tick."""
+    """A class as the kernel had it when it was last read (`classes_age_ms`)."""
 
     id: str
     """As `tc` writes it: a001:20."""
@@ -39,6 +39,8 @@ class UplinkView(msgspec.Struct, frozen=True):
     classes: tuple[ClassStatus, ...]
     reason: Reason | None
     error: str | None = None
+    classes_age_ms: int | None = None
+    """Since the classes were read: three times a minute, unless something moves."""
 
     @property
     def be_bps(self) -> float | None:
@@ -61,6 +63,17 @@ class EgressStatus(msgspec.Struct, frozen=True):
     bps: float | None
 
 
+class IngressStatus(msgspec.Struct, frozen=True):
+    """What came for BE's sockets since `[net] be_ingress_max` was set."""
+
+    max_bps: int
+    bps: float | None
+    received_bytes: int
+    dropped_bytes: int
+    dropped_packets: int
+    dropped_bps: float | None
+
+
 class NetView(msgspec.Struct, frozen=True):
     uplinks: tuple[UplinkView, ...]
     refused: dict[str, str]
@@ -69,6 +82,8 @@ class NetView(msgspec.Struct, frozen=True):
     """What of shaping does not work here, and why."""
     egress: tuple[EgressStatus, ...]
     netlink_requests: int
+    be_ingress: IngressStatus | None = None
+    """None without a limit, and while it is not enforced."""
 
 
 def class_id(number: int) -> str:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 TC_H_ROOT = 0xFFFF_FFFF
 _MIN_BURST = 64 * 1024  # the largest GSO packet: a smaller bucket would go into debt with every one of them
 _BURST_SECONDS = 0.001  # more than a timer slack; pyroute2's own default is 0 above 13 Gbit/s
+_BE_BURST_SECONDS = (
+    0.01  # on a busy host senders and softirqs wait for a CPU some milliseconds, see docs/network.md
+)
 _QUANTUM = 60_000  # the kernel warns above 200000 and below 1000
 _MIN_RATE_BPS = 8_000  # a largest packet takes a minute at it; much less overflows the kernel's 32-bit bucket
 _LS_PRIO, _BE_PRIO = 0, 7
@@ -77,16 +80,19 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A refusal for want of the kernel module is no failure: fq_codel leaves."""
 
 
-def burst_bytes(bps: int) -> int:
+def burst_bytes(bps: int, seconds: float = _BURST_SECONDS) -> int:
     """The bucket for a rate: one largest packet, or one millisecond's worth."""
-    return max(_MIN_BURST, int(bps / 8 * _BURST_SECONDS))
+    return max(_MIN_BURST, int(bps / 8 * seconds))
 
 
 def class_options(parent: int, rate_bps: int, ceil_bps: int, prio: int) -> tuple[tuple[str, int], ...]:
     """Options of an HTB class; rates become bytes per second, which HTB counts in.
 
-    Above 2^32 B/s (34 Gbit/s) pyroute2 adds TCA_HTB_RATE64 and TCA_HTB_CEIL64.
+    Above 2^32 B/s (34 Gbit/s) pyroute2 adds TCA_HTB_RATE64 and TCA_HTB_CEIL64. BE's bucket up to its ceil is
+    deeper, so that it makes up for the time it waited for a CPU. It cannot flood the device with that: all of
+    BE borrows from the link class, whose bucket is the small one.
     """
+    ceil_seconds = _BE_BURST_SECONDS if prio == _BE_PRIO else _BURST_SECONDS
     rate_bps = max(rate_bps, _MIN_RATE_BPS)
     ceil_bps = max(ceil_bps, rate_bps)
     return (
@@ -94,7 +100,7 @@ def class_options(parent: int, rate_bps: int, ceil_bps: int, prio: int) -> tuple
         ("rate", rate_bps // 8),
         ("ceil", ceil_bps // 8),
         ("burst", burst_bytes(rate_bps)),
-        ("cburst", burst_bytes(ceil_bps)),
+        ("cburst", burst_bytes(ceil_bps, ceil_seconds)),
         ("quantum", _QUANTUM),
         ("prio", prio),
     )
@@ -198,6 +204,11 @@ class Tc:
             self.build(wanted)
             return
         for request in requests:
+            self._send(request)
+
+    def reassert(self, shape: Shape) -> None:
+        """Every class as the shape says, in place."""
+        for request in (*class_requests("change-class", shape), *leaf_requests("change-class", shape)):
             self._send(request)
 
     def classes(self, ifindex: int) -> tuple[ClassSample, ...]:

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from qosd.net import links, rtnl, undo
+from qosd.net.drift import of_news, of_reading
 from qosd.net.held import Event, Held, Host, UplinkStatus
 from qosd.net.model import ClassSample, NetSample, Shape, UplinkSample
 from qosd.net.monitor import Monitor
 from qosd.net.tc import Fault, Tc, TcError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qosd.config import Ownership
     from qosd.net.config import Net
     from qosd.net.device import LinkSample, QdiscSample
+    from qosd.net.monitor import LinkEvent
 
 NO_HTB = "the kernel has no HTB (module sch_htb): BE egress is not shaped"
 
@@ -52,13 +56,28 @@ class Uplinks:
         if events is None:
             self._dirty = True
             return True
+        self._note_classes(events)
         names = self.config.uplinks
         # A new default route is not announced here; a link that came up is when routes change.
         any_link = names == "auto" or self.config.forwarded_mark is not None
-        for event in events:
+        for event in (each for each in events if each.news is None):
             ours = event.ifindex in self.held or (event.name is not None and event.name in names)
             self._dirty |= ours or (any_link and event.name is not None)
         return self._dirty
+
+    def _note_classes(self, events: tuple[LinkEvent, ...]) -> None:
+        for ifindex, held in self.held.items():
+            news = [event.news for event in events if event.ifindex == ifindex and event.news is not None]
+            if held.applied is not None:
+                self._found(held, of_news(held.applied, news))
+
+    def _found(self, held: Held, drift: str | None) -> None:
+        if drift is not None and not held.reassert:
+            held.drift, self._dirty = drift, True
+
+    def carriers(self) -> dict[int, frozenset[int]]:
+        """Each uplink with the devices that send through it: what BPF is to count."""
+        return {ifindex: held.carriers for ifindex, held in self.held.items()}
 
     def refresh(self, now_usec: int) -> tuple[Event, ...]:
         """Match the configuration with the devices there are; free if nothing happened since last time."""
@@ -86,16 +105,23 @@ class Uplinks:
             events.extend(
                 self._judge(name, present[ifindex], roots.get(ifindex), auto=auto, now_usec=now_usec)
             )
+        for ifindex, held in self.held.items():
+            held.carriers = links.carried_by(ifindex, present)
         return tuple(events)
 
-    def sample(self, now_usec: int, be_sent_bytes: int | None = None) -> NetSample:
+    def sample(self, now_usec: int, be_counted: Mapping[int, int] | None = None) -> NetSample:
         """What sysfs counts on each uplink, beside what BPF counted of BE: no netlink."""
         return NetSample(
             now_usec,
             tuple(
-                UplinkSample(held.link, held.speed_bps, held.counter.read()) for held in self.held.values()
+                UplinkSample(
+                    held.link,
+                    held.speed_bps,
+                    held.counter.read(),
+                    be_counted_bytes=(be_counted or {}).get(ifindex),
+                )
+                for ifindex, held in self.held.items()
             ),
-            be_sent_bytes,
         )
 
     def read_classes(self, sample: NetSample, wanted: frozenset[int]) -> NetSample:
@@ -114,6 +140,8 @@ class Uplinks:
                 uplinks.append(uplink)
             else:
                 uplinks.append(msgspec.structs.replace(uplink, classes=self.classes[ifindex]))
+                held.read_usec = sample.monotonic_usec
+                self._found(held, of_reading(held.applied, self.classes[ifindex]))
         return msgspec.structs.replace(sample, uplinks=tuple(uplinks))
 
     def apply(self, shapes: tuple[Shape, ...], now_usec: int) -> tuple[Event, ...]:
@@ -146,6 +174,7 @@ class Uplinks:
                 held.applied,
                 self.classes.get(ifindex),
                 self.degraded or held.error,
+                held.read_usec,
             )
             for ifindex, held in self.held.items()
         )
@@ -174,7 +203,9 @@ class Uplinks:
             self.tc.build(shape)
         else:
             self.tc.change(held.applied, shape)
-        held.applied = shape
+            if held.reassert:
+                self.tc.reassert(shape)
+        held.applied, held.reassert = shape, False
 
     def _judge(
         self, name: str, link: LinkSample, root: QdiscSample | None, *, auto: bool, now_usec: int
@@ -202,7 +233,11 @@ class Uplinks:
             [Event(link.name, f"uplink {name} is called {link.name} now; it stays shaped")] if renamed else []
         )
         if held.applied is not None and (root is None or not root.is_ours):
-            events.append(self._undone(held, now_usec))
+            held.applied, held.drift, held.reassert = None, None, False
+            events.append(self._fight(held, "somebody deleted our root qdisc", now_usec))
+        elif held.drift is not None:
+            drift, held.drift, held.reassert = held.drift, None, True
+            events.append(self._fight(held, drift, now_usec))
         return tuple(events)
 
     def _hold(self, name: str, link: LinkSample, speed_bps: int) -> tuple[Event, ...]:
@@ -232,15 +267,14 @@ class Uplinks:
             self._undo(held)  # leaves a root that somebody put in place of ours
         return (Event(link.name, f"not shaped: {why}", failed=True),)
 
-    def _undone(self, held: Held, now_usec: int) -> Event:
-        """Our root is gone although the device is the same: put it back, unless it becomes a war."""
-        held.applied = None
+    def _fight(self, held: Held, what: str, now_usec: int) -> Event:
+        """What we put there is gone although the device is the same: put it back, unless it becomes a war."""
         since = now_usec - self._ownership.contested_window
         held.fights = (*(at for at in held.fights if at > since), now_usec)
         if len(held.fights) < self._ownership.contested_after:
-            return Event(held.link.name, "somebody deleted our root qdisc; shaping again", failed=True)
+            return Event(held.link.name, f"{what}; shaping again", failed=True)
         held.fights, held.retry_at = (), now_usec + self._ownership.contested_hold
-        held.error = "contested: our root qdisc is deleted again and again"
+        held.error = f"contested, and left alone for a while: {what} again and again"
         return Event(held.link.name, held.error, failed=True)
 
     def _failed(self, held: Held, error: TcError, now_usec: int) -> Event:
@@ -260,7 +294,7 @@ class Uplinks:
         """Take our qdisc off, if this run put one there and it is still ours; says why not."""
         if held.applied is None:
             return None
-        held.applied = None
+        held.applied, held.drift, held.reassert = None, None, False
         try:
             undo.remove(held.link.ifindex)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The `[cpu]` section: schema, defaults, ranges. Imports nothing of qosd but its units. Pure."""
+"""The `[cpu]` section: schema, defaults, ranges. Imports nothing of qosd but other sections. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from qosd.schema.burst import CpuBurst
+from qosd.schema.burst import check as check_burst
+from qosd.schema.pools import CpuPools
+from qosd.schema.pools import check_cpu as check_pools
 from qosd.schema.units import Duration, Percent, Section, Weight, within
 
 
@@ -46,20 +50,43 @@ class CpuBandwidth(Section, frozen=True):
     release_ticks: Annotated[int, Meta(ge=2)] = 30
 
 
+class CpusetMode(enum.StrEnum):
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Cpuset(Section, frozen=True):
+    mode: CpusetMode = CpusetMode.AUTO
     dwell: Duration = Duration(5_000_000)
+    move_dwell: Duration = Duration(60_000_000)
+    move_gain_pct: Percent = 20.0
 
 
 class Cpu(Section, frozen=True):
     weight: CpuWeights = CpuWeights()
     bandwidth: CpuBandwidth = CpuBandwidth()
     cpuset: Cpuset = Cpuset()
+    burst: CpuBurst = CpuBurst()
+    pools: CpuPools = CpuPools()
 
 
 def check(cpu: Cpu) -> str | None:
     """What no single field can say: the path of the bad key and why, or None."""
     bandwidth = cpu.bandwidth
     # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
-    return within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s") or within(
-        "cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s to 10min"
+    return (
+        within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
+        or within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s to 10min")
+        or _check_cpuset(cpu)
+        or check_burst(cpu.burst)
+        or check_pools(cpu.pools)
+    )
+
+
+def _check_cpuset(cpu: Cpu) -> str | None:
+    if cpu.cpuset.mode is CpusetMode.NEVER and cpu.bandwidth.enforce is Enforce.CPUSET:
+        return 'cpu.cpuset.mode: "never" leaves cpu.bandwidth.enforce = "cpuset" nothing to enforce with'
+    return within("cpu.cpuset.dwell", cpu.cpuset.dwell, 0, 3_600_000_000, "0s to 1h") or within(
+        "cpu.cpuset.move_dwell", cpu.cpuset.move_dwell, 0, 3_600_000_000, "0s to 1h"
     )

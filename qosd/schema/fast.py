@@ -16,6 +16,7 @@ class Fast(Section, frozen=True):
     self_throttled: Duration = Duration(1_000)
     be_ran_pct: Percent = 1.0
     cut_idle: bool = False
+    probe_waits: bool = False
     keep_pct: Annotated[float, Meta(gt=0, le=95)] = 50.0
     dwell: Duration = Duration(250_000)
     hold: Duration = Duration(1_000_000)

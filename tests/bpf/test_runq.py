@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from qosd.ebpf.libbpf import Library
+from qosd.ebpf.maps import run_time_statistics
 from qosd.ebpf.runq import Root, RunqOptions
 from qosd.ebpf.samples import RunqBreach, RunqSample
-from qosd.ebpf.tracing import Tracing, TracingOptions
+from qosd.ebpf.tracing import Tracing, TracingOptions, possible_cpus
 
 HOG = "while True: pass"
 VICTIM = """
@@ -148,29 +149,67 @@ def test_lost_records_are_counted_when_nobody_reads_the_ring(library: Library, c
     assert received + sample.lost_events == sample.workloads[victim.id].breaches
 
 
-def test_every_cgroup_has_a_histogram_when_all_are_watched(library: Library, cgroup: Any) -> None:
-    one, two = cgroup("one"), cgroup("two")
-    tracing = Tracing.open(library, {}, options(watch_all=True))
+ROVER = """
+import time
+for path in {paths!r}:
+    with open(path, "w") as file: file.write("0")
+    end = time.perf_counter() + 0.004
+    while time.perf_counter() < end: pass
+"""
+
+
+def test_pairs_that_a_full_map_throws_out_are_counted(library: Library, cgroup: Any) -> None:
+    """One hog that goes through more cgroups than the map has room for culprits, on the victim's CPU."""
+    victim, hog = cgroup("victim"), cgroup("hog")
+    places = [cgroup(f"place{number}") for number in range(256 * possible_cpus(library) + 256)]
+    roots = {victim.id: Root(watched=True)}
+    tracing = Tracing.open(library, roots, options(max_pairs=256, blame_floor_ns=0))
     try:
-        run_victim_and_hog(one, two)
+        waiter = victim.run("import time\nwhile True: time.sleep(0.0005)", cpu=1)
+        paths = [str(place.path / "cgroup.procs") for place in places]
+        assert hog.run(ROVER.format(paths=paths), cpu=1).wait(timeout=60) == 0
+        waiter.kill()
+        waiter.wait()
         sample = sample_of(tracing)
     finally:
         tracing.close()
-    assert {one.id, two.id} <= set(sample.workloads)
-
-
-def test_what_a_full_map_throws_out_or_refuses_is_counted(library: Library, cgroup: Any) -> None:
-    """Each of the thirty sleeps, so each waits for a CPU as a member of its cgroup."""
-    tracing = Tracing.open(library, {}, options(watch_all=True, max_workloads=4))
-    try:
-        for number in range(30):
-            assert cgroup(f"c{number}").run("import time; time.sleep(0.001)").wait(timeout=60) == 0
-        sample = sample_of(tracing)
-    finally:
-        tracing.close()
-    assert len(sample.workloads) <= 4
-    assert sample.evicted + sample.unseen >= 26
     assert sample.evicted > 0
+
+
+def test_a_workload_for_which_there_is_no_room_has_no_histogram(library: Library, cgroup: Any) -> None:
+    """The first two of three roots get the places; one that goes gives its own to the third, from 0."""
+    first, second, third, hog = cgroup("first"), cgroup("second"), cgroup("third"), cgroup("hog")
+    roots = {each.id: Root(watched=True) for each in (first, second, third)}
+    tracing = Tracing.open(library, roots, options(max_workloads=2))
+    try:
+        run_victim_and_hog(first, hog)
+        assert set(sample_of(tracing).workloads) == {first.id, second.id}
+        assert sample_of(tracing).workloads[first.id].waits.count > 0
+        tracing.set_roots({each.id: Root(watched=True) for each in (second, third)})
+        before = sample_of(tracing).workloads[third.id].waits.count
+        run_victim_and_hog(third, hog)
+        after = sample_of(tracing).workloads[third.id].waits.count
+    finally:
+        tracing.close()
+    assert before == 0
+    assert after > 0
+
+
+def test_a_probe_times_itself(library: Library, cgroup: Any) -> None:
+    """One run in 64, scaled up: near the kernel's own clock, which sees the way into the program as well."""
+    victim, hog = cgroup("victim"), cgroup("hog")
+    tracing = Tracing.open(library, {victim.id: Root(watched=True)}, options())
+    try:
+        with run_time_statistics(library):
+            before, own = tracing.run_time()["runq"].run_time_ns, sample_of(tracing).cost_ns
+            for _ in range(3):
+                run_victim_and_hog(victim, hog)
+                assert victim.run("import os\nfor _ in range(20000): os.sched_yield()").wait(timeout=60) == 0
+            kernel = tracing.run_time()["runq"].run_time_ns - before
+            cost = sample_of(tracing).cost_ns - own
+    finally:
+        tracing.close()
+    assert kernel / 4 < cost < kernel * 4
 
 
 def test_a_root_added_later_is_seen_and_one_taken_away_is_forgotten(library: Library, cgroup: Any) -> None:

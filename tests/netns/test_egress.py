@@ -30,7 +30,7 @@ from qosd.sys import DIRECTORY, Sys
 pytestmark = pytest.mark.native
 
 MBIT = 10**6
-NET = Net(uplinks=("u0",), link_speed={"u0": Bitrate(100 * MBIT)}, mean_sec=0.5)
+NET = Net(uplinks=("u0",), link_speed={"u0": Bitrate(100 * MBIT)}, hold_sec=0.5)
 BE = WorkloadRule(name="be", tier=Tier.BE, match=("be",))
 
 

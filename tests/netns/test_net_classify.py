@@ -105,15 +105,18 @@ def test_cgroups_below_a_be_root_are_be_too_and_a_limit_of_its_own_holds(
 def test_the_workloads_bytes_are_counted_without_netlink(lab: Lab, classifier: Classifier, tc: Tc) -> None:
     be, ls = lab.cgroup("be"), lab.cgroup("ls")
     classify(classifier, {be: Tier.BE, ls: Tier.LS})
-    build(lab, tc)
+    ifindex, other = build(lab, tc), lab.link("lo").ifindex
+    assert set(classifier.be_sent_to(frozenset({ifindex, other})).values()) == {0}
     lab.send(5000, cgroup=be)
     lab.send(5001, "--mbit", "50", cgroup=ls)
     lab.sink().settled_rate_bps((5000, 5001), 0.5)
     _, received = lab.sink().bytes()
     traffic = classifier.traffic()
+    be_sent = classifier.be_sent_to(frozenset({ifindex, other}))
     assert traffic[CgroupId(be.stat().st_ino)].bytes >= received[5000]
     assert traffic[CgroupId(ls.stat().st_ino)].bytes >= received[5001]
-    assert classifier.be_sent_bytes() >= received[5000]
+    assert be_sent[other] == 0
+    assert be_sent[ifindex] >= received[5000]
 
 
 def test_a_workload_that_leaves_be_is_unclassified_at_once(lab: Lab, classifier: Classifier, tc: Tc) -> None:

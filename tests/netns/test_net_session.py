@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.native
 
 MBIT = 10**6
-CONFIG = Net(uplinks=("u0",), link_speed={"u0": Bitrate(100 * MBIT)}, mean_sec=0.5, dscp_be="CS1")
+CONFIG = Net(uplinks=("u0",), link_speed={"u0": Bitrate(100 * MBIT)}, hold_sec=0.5, dscp_be="CS1")
 
 
 class Rig:

@@ -331,6 +331,52 @@ def test_a_root_that_replaced_ours_is_theirs(lab: Lab) -> None:
     assert lab.dump() == before
 
 
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (
+            "class change dev u0 classid a001:2 parent a001:1 htb rate 10mbit ceil 10gbit",
+            "changed our class a001:2",
+        ),
+        ("class del dev u0 classid a001:20", "deleted our class a001:20"),
+    ],
+)
+def test_a_class_that_somebody_changes_is_put_back_within_a_tick_and_no_war_follows(
+    lab: Lab, command: str, what: str
+) -> None:
+    """The kernel tells of it, so that no reading is needed; what we do ourselves is no news."""
+    uplinks = Uplinks(net(), Ownership(), lab.host)
+    now, state = tick(uplinks, None, shaping.INITIAL, 0)
+    uplinks.on_readable()
+    assert uplinks.refresh(500_000) == ()
+    wanted = {sample.classid: sample.ceil_bps for sample in uplinks.tc.classes(lab.link("u0").ifindex)}
+    for fight in (1, 2, 3):
+        lab.run(f"tc {command}")
+        assert uplinks.on_readable()
+        (event,) = uplinks.refresh(fight * 10_000_000)
+        assert what in event.text
+        for more in (0, 5_000_000):  # building anew waits for its turn
+            now, state = tick(uplinks, now, state, fight * 10_000_000 + more)
+        classes = {sample.classid: sample.ceil_bps for sample in uplinks.tc.classes(lab.link("u0").ifindex)}
+        assert (classes == wanted) is (fight < 3)
+        uplinks.on_readable()
+    assert "contested" in (uplinks.status()[0].error or "")
+    uplinks.close()
+    assert lab.root("u0").kind == "noqueue"
+
+
+def test_a_change_that_no_news_told_of_is_found_by_the_next_reading(lab: Lab) -> None:
+    uplinks = Uplinks(net(), Ownership(), lab.host)
+    now, state = tick(uplinks, None, shaping.INITIAL, 0)
+    lab.run("tc class change dev u0 classid a001:2 parent a001:1 htb rate 10mbit ceil 10gbit")
+    uplinks.monitor.read()
+    for second in range(1, 4):
+        now, state = tick(uplinks, now, state, second * 1_000_000)
+    ceils = {sample.classid: sample.ceil_bps for sample in uplinks.tc.classes(lab.link("u0").ifindex)}
+    assert ceils[BE_TIER] == 900 * MBIT
+    uplinks.close()
+
+
 def test_a_deleted_class_makes_us_build_anew(lab: Lab) -> None:
     uplinks = Uplinks(net(), Ownership(), lab.host)
     tick(uplinks, None, shaping.INITIAL, 0)

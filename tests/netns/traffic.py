@@ -26,11 +26,20 @@ SO_PRIORITY = 12
 
 
 class Sink:
-    """The far end's process. `bytes()` is what arrived so far, by port."""
+    """The receiving process, at the far end or in a cgroup. `bytes()` is what arrived so far, by port."""
 
-    def __init__(self, enter: list[str]) -> None:
+    def __init__(self, enter: list[str], cgroup: Path | None = None, ports: range = PORTS) -> None:
         self.process = subprocess.Popen(
-            [*enter, sys.executable, __file__, "sink"],
+            [
+                *enter,
+                sys.executable,
+                __file__,
+                "sink",
+                "--ports",
+                str(ports.start),
+                str(ports.stop),
+                *_in(cgroup),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,12 +81,14 @@ class Sink:
         return line
 
 
-def sender(cgroup: Path | None, *arguments: str) -> subprocess.Popen[str]:
+def sender(cgroup: Path | None, *arguments: str, enter: list[str] | None = None) -> subprocess.Popen[str]:
     """Start `traffic.py send ARGUMENTS` inside a cgroup, before it opens its socket."""
-    command = [sys.executable, __file__, "send", *arguments]
-    if cgroup is not None:
-        command += ["--cgroup", str(cgroup)]
+    command = [*(enter or ()), sys.executable, __file__, "send", *arguments, *_in(cgroup)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+
+def _in(cgroup: Path | None) -> list[str]:
+    return [] if cgroup is None else ["--cgroup", str(cgroup)]
 
 
 def finish(process: subprocess.Popen[str]) -> None:
@@ -89,9 +100,9 @@ def finish(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _sink() -> None:
+def _sink(ports: range) -> None:
     counts: Counter[int] = Counter()
-    for port in PORTS:
+    for port in ports:
         tcp = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
         udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -123,8 +134,6 @@ def _drain(connection: socket.socket, port: int, counts: Counter[int]) -> None:
 
 
 def _send(options: argparse.Namespace) -> None:
-    if options.cgroup:
-        Path(options.cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     family = socket.AF_INET6 if ":" in options.to else socket.AF_INET
     kind = socket.SOCK_STREAM if options.proto == "tcp" else socket.SOCK_DGRAM
@@ -158,10 +167,13 @@ def main() -> None:
     parser.add_argument("--proto", default="tcp")
     parser.add_argument("--priority", help="SO_PRIORITY, hexadecimal: a class id")
     parser.add_argument("--cgroup")
+    parser.add_argument("--ports", type=int, nargs=2)
     parser.add_argument("--mbit", type=float, default=0)
     options = parser.parse_args()
+    if options.cgroup:
+        Path(options.cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     if options.mode == "sink":
-        _sink()
+        _sink(range(*options.ports))
     else:
         _send(options)
 

@@ -373,9 +373,18 @@ def test_burst_and_limit_go_there_and_back_in_an_order_the_kernel_takes(
     assert text_of(group / "cpu.max.burst") == original[1]
 
 
-def test_an_inherited_cpuset_of_a_populated_group_widens_to_its_parents_on_restore(loop: Loop) -> None:
-    """cpuset refuses "" while there are tasks (ENOSPC): all the parent has is the nearest to inheriting."""
-    (loop.root / "cpuset.cpus.effective").write_text("0-3\n")
+@pytest.mark.parametrize("possible", ["0-3\n", "0-7\n", None], ids=["taken", "refused", "missing"])
+def test_an_inherited_cpuset_of_a_populated_group_widens_to_all_there_can_be_on_restore(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, possible: str | None
+) -> None:
+    """cpuset refuses "" while there are tasks (ENOSPC), and what is offline now may come back.
+
+    Where the kernel takes no such mask, it is what the parent has.
+    """
+    monkeypatch.setattr("qosd.journal.POSSIBLE_CPUS", str(tmp_path / "possible"))
+    if possible is not None:
+        (tmp_path / "possible").write_text(possible)
+    (loop.root / "cpuset.cpus.effective").write_text("0-2\n" if possible == "0-3\n" else "0-3\n")
     loop.tick(loop.want("be.slice", CpusetCpus((1,))))
 
     _, report = loop.tick()

@@ -24,8 +24,11 @@ from qosd.configfile import read_config
 from qosd.errors import ConfigError
 from qosd.model import Tier
 from qosd.net.device import MAX_WORKLOAD_CLASSES
-from qosd.schema.cpu import Enforce, IdlePolicy
+from qosd.schema.burst import BurstPolicy
+from qosd.schema.cpu import CpusetMode, Enforce, IdlePolicy
+from qosd.schema.pools import Pool
 from qosd.schema.units import parse_duration
+from qosd.schema.windows import Window
 
 DEFAULTS = msgspec.to_builtins(Config(), enc_hook=int)
 SHIPPED = Path(__file__).resolve().parents[2] / "etc/qosd.toml"
@@ -49,12 +52,14 @@ def test_the_shipped_file_shows_the_defaults() -> None:
 def test_the_shipped_file_shows_every_key() -> None:
     """A key that an operator cannot see there does not exist for them."""
     text = SHIPPED.read_text(encoding="utf-8")
-    keys = [key for key in KEYS if key != "workload"] + list(WorkloadRule.__struct_fields__)
+    lists = {"workload": WorkloadRule, "pool": Pool, "window": Window}
+    keys = [key for key in KEYS if key not in lists]
+    keys += [field for kind in lists.values() for field in kind.__struct_fields__]
 
     shown = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE))
     missing = [key for key in keys if key.rpartition(".")[2] not in shown]
     assert missing == []
-    assert "[[workload]]" in text
+    assert all(f"[[{name}]]" in text for name in lists)
 
 
 def leaf_keys(value: dict[str, object], prefix: str = "") -> list[str]:
@@ -99,6 +104,20 @@ RANGES = [
     ("fast.hold", ['"0s"', '"10s"'], ['"11min"']),
     ("fast.hold_max", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
     ("fast.up_pct", ["0.1", "1000"], ["0", "1001"]),
+    ("cpu.cpuset.dwell", ['"0s"', '"1h"'], ['"2h"']),
+    ("cpu.cpuset.move_dwell", ['"0s"', '"1h"'], ['"2h"']),
+    ("cpu.cpuset.move_gain_pct", ["0", "100"], ["-1", "101"]),
+    ("cpu.burst.burst_pct", ["0.1", "100"], ["0", "101"]),
+    ("cpu.burst.max_pct", ["100", "1000"], ["99", "1001"]),
+    ("cpu.burst.throttled_pct", ["0", "100"], ["-1", "101"]),
+    ("cpu.burst.up_pct", ["0.1", "100"], ["0", "101"]),
+    ("cpu.burst.down_pct", ["0.1", "100"], ["0", "101"]),
+    ("cpu.burst.hold_pct", ["0.1", "50"], ["0", "51"]),
+    ("cpu.burst.save_below_pct", ["0.1", "100"], ["0", "101"]),
+    ("cpu.burst.quiet", ['"1s"', '"1h"'], ['"0s"', '"2h"']),
+    ("cpu.burst.budget", ['"1s"', '"24h"'], ['"0s"', '"25h"']),
+    ("cpu.pools.hold", ['"0s"', '"1h"'], ['"2h"']),
+    ("cpu.pools.check", ['"1s"', '"1h"'], ['"0s"', '"2h"']),
     ("ownership.contested_after", ["1", "100"], ["0", "-1"]),
     ("sense.fd_budget", ["64", "100000"], ["63", "100001"]),
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
@@ -109,10 +128,35 @@ RANGES = [
     ("net.be_floor_pct", ["0.1", "50"], ["0", "51"]),
     ("net.up_pct", ["0.1", "100"], ["0", "101"]),
     ("net.deadband_pct", ["0", "20"], ["-1", "21"]),
-    ("net.mean_sec", ["0.1", "600"], ["0", "601"]),
+    ("net.hold_sec", ["0", "600"], ["-1", "601"]),
     ("net.release_ticks", ["2", "1000"], ["1"]),
     ("net.dscp_be", ['"CS1"', '"63"'], ['"CS9"', '"64"']),
     ("net.dscp_ls", ['"EF"'], ['""', '"af41"']),
+    (
+        "ebpf.probes",
+        [
+            '"auto"',
+            '"off"',
+            '["runq", "blkio"]',
+        ],
+        ['"all"', "[]"],
+    ),
+    ("ebpf.loader", ['"auto"', '"libbpf"', '"bcc"'], ['"bpftrace"']),
+    ("ebpf.max_overhead_pct", ["0.01", "100"], ["0", "-1", "101"]),
+    ("ebpf.overhead_window", ['"1s"', '"10min"'], ['"999ms"', '"11min"']),
+    ("ebpf.blame_floor", ['"0us"', '"1s"'], ['"2s"']),
+    ("ebpf.event_gap", ['"0us"', '"1min"'], ['"61s"']),
+    ("ebpf.max_pairs", ["256", "1000000"], ["255", "1000001"]),
+    ("ebpf.baseline.quiet_pct", ["0", "100"], ["-1", "101"]),
+    ("ebpf.baseline.quantile", ["0.5", "0.999"], ["0", "1"]),
+    ("ebpf.baseline.factor", ["1", "1000"], ["0.9", "1001"]),
+    ("ebpf.baseline.half_life", ['"1min"', '"720h"'], ['"59s"', '"721h"']),
+    ("ebpf.baseline.min_learned", ["1", "1000000"], ["0"]),
+    ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
+    *(
+        (f"ebpf.baseline.{name}", ['"1us"', '"1min"'], ['"0us"', '"2min"'])
+        for name in ("runq_floor", "runq_cold", "reclaim_floor", "reclaim_cold", "blkio_floor", "blkio_cold")
+    ),
     ("net.forwarded_mark", ["0x1", "0x80000000"], ["0", "0x3", "0x100000000"]),
 ]
 
@@ -140,7 +184,7 @@ NUMBERS = {
 }
 
 
-SWITCHES = {"fast.cut_idle"}
+SWITCHES = {"fast.cut_idle", "fast.probe_waits"}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +253,10 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant(text: str, path: 
 
 
 def test_an_unknown_key_like_no_other_is_refused_with_those_that_exist() -> None:
-    assert refusal("[cpu.cpuset]\nzzz = 1") == "cpu.cpuset.zzz: unknown key; known here: dwell"
+    assert (
+        refusal("[cpu.cpuset]\nzzz = 1")
+        == "cpu.cpuset.zzz: unknown key; known here: mode, dwell, move_dwell, move_gain_pct"
+    )
 
 
 @given(st.sampled_from(KEYS), st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12))
@@ -230,6 +277,8 @@ def test_a_key_nobody_knows_is_refused_at_every_depth(beside: str, name: str) ->
         ("mode", Mode),
         ("cpu.weight.be_idle", IdlePolicy),
         ("cpu.bandwidth.enforce", Enforce),
+        ("cpu.cpuset.mode", CpusetMode),
+        ("cpu.burst.enforce", BurstPolicy),
         ("ownership.on_foreign_write", OnForeignWrite),
     ],
 )
@@ -286,6 +335,61 @@ def test_only_be_can_have_an_egress_max_and_as_many_as_there_are_classes() -> No
     decode("".join(many[1:]))
     assert refusal("".join(many)).startswith(f"workload[{MAX_WORKLOAD_CLASSES}].egress_max: at most")
     assert "200Mbit" in refusal(workload("x", "be", "x") + "egress_max = 200")
+
+
+POOL = '[[pool]]\nname = "p"\n'
+WINDOW = '[[window]]\nname = "w"\nhours = "22:00-06:00"\npause_be = true\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (POOL + POOL, "pool[1].name: 'p' is used twice"),
+        (POOL + "load_low_pct = 80", "pool[0].load_low_pct: must be below load_high_pct"),
+        (POOL + "priority = 101", "pool[0].priority: "),
+        (POOL + "weight = 0", "pool[0].weight: "),
+        (POOL + "wait = 1", "pool[0].wait: unknown key"),
+        (workload("x", "be", "x") + 'pool = "q"', "workload[0].pool: there is no [[pool]] named 'q'"),
+        (
+            POOL + workload("x", "be", "x") + 'pool = "p"\n' + workload("y", "ls", "y") + 'pool = "p"',
+            "workload[1].pool: 'p' holds be already; a pool is of one tier",
+        ),
+        (workload("x", "be", "x") + "cpus = 2", "workload[0].cpus: only LS can have CPUs of its own"),
+        (workload("x", "ls", "x") + "cpus = 0", "workload[0].cpus: "),
+        (workload("x", "ls", "x") + 'cpus = 1\n[cpu.cpuset]\nmode = "never"', "workload[0].cpus: "),
+        (workload("x", "ls", "x") + "cpu_target_pct = 60", "workload[0].cpu_target_pct: only BE"),
+        (workload("x", "be", "x") + "cpu_target_pct = 0", "workload[0].cpu_target_pct: "),
+        ('[cpu.cpuset]\nmode = "never"\n[cpu.bandwidth]\nenforce = "cpuset"', "cpu.cpuset.mode: "),
+        ("[cpu.burst]\nhold_pct = 60", "cpu.burst.hold_pct: must not be above room_pct (50)"),
+        (WINDOW + WINDOW, "window[1].name: 'w' is used twice"),
+        (WINDOW.replace("pause_be = true", ""), "window[0]: 'w' changes nothing"),
+        (WINDOW + 'days = ["monday"]', "window[0].days"),
+        (WINDOW + "days = []", "window[0].days"),
+        (WINDOW + "floor_pct = 0", "window[0].floor_pct"),
+    ]
+    + [
+        (WINDOW.replace("22:00-06:00", hours), "window[0].hours: ")
+        for hours in ("", "22-06", "22:00-22:00", "24:00-06:00", "22:60-06:00", "22:00-24:01", "-1:00-06:00")
+    ],
+)
+def test_a_pool_or_a_window_that_cannot_be_is_refused_by_its_key(text: str, says: str) -> None:
+    assert refusal(text).startswith(says)
+
+
+def test_the_load_bands_follow_the_priority_unless_they_are_set() -> None:
+    pools = decode("".join(f'[[pool]]\nname = "p{n}"\npriority = {n}\n' for n in range(4))).pool
+    assert [pool.band for pool in pools] == [(30, 50), (45, 60), (50, 80), (50, 80)]
+    assert decode(POOL + "load_high_pct = 100").pool[0].band == (50, 100)
+
+
+def test_a_time_zone_that_this_host_does_not_know_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "qosd.toml"
+    path.write_text(WINDOW + 'zone = "Europe/Pari"')
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"window\[0\]\.zone: this host knows no time zone 'Europe/Pari'"):
+        read_config(str(path))
+    path.write_text(WINDOW + 'zone = "Europe/Paris"')
+    assert read_config(str(path)).window[0].zone == "Europe/Paris"
 
 
 def test_a_name_used_twice_is_refused() -> None:

@@ -51,10 +51,12 @@ def test_the_screen_says_what_stands_and_why() -> None:
 
 NETWORK = """\
 UPLINK  LINK      LS+SYSTEM   BE          BE MAY      DROPS  WHY
-eth0    1 Gbit/s  200 Mbit/s  300 Mbit/s  700 Mbit/s  8      the target less what LS uses
+eth0    1 Gbit/s  200 Mbit/s  300 Mbit/s  700 Mbit/s  8      the target less what LS and system use
 ! uplink eth1 is not shaped: eth1 has a root qdisc of somebody else: tbf 1:
 ! network: BE's packets cannot be told apart: no libbpf
-be.slice sends 150 Mbit/s of its egress_max 200 Mbit/s
+BE receives 90 Mbit/s of its be_ingress_max 100 Mbit/s; 10 Mbit/s is dropped
+WORKLOAD       SENDS     AT MOST   SENT  CLASS    CGROUP
+batch     150 Mbit/s  200 Mbit/s  9 MiB  a001:30  be.slice
 """
 
 

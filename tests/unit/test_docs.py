@@ -105,7 +105,7 @@ def test_the_architecture_names_every_module_at_the_top_and_every_package() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("docs/ebpf.md", "qosd.ebpf.tracing"), ("docs/network.md", "qosd.net.session")]
+    ("name", "module"), [("docs/ebpf.md", "qosd.ebpf.session"), ("docs/network.md", "qosd.net.session")]
 )
 def test_a_part_is_called_unused_exactly_as_long_as_it_is(name: str, module: str) -> None:
     """Once it is wired, README.md ("State", "Limits") and docs/architecture.md must say so, too."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from qosd.ctl.doctor import render
 from qosd.ctl.main import cli
 from qosd.doctor import Finding, Severity, examine
+from qosd.ebpf.status import ProbeStatus
 from qosd.facts import (
     CONTROLLERS,
     KERNEL_FILES,
@@ -39,7 +40,7 @@ WELL = Facts(
     kernel_files=dict.fromkeys(KERNEL_FILES, True),
     swap_bytes=1 << 30,
     slices=(SliceFacts("be.slice", has_unit_file=True),),
-    unit_capabilities=frozenset({"cap_sys_resource"}),
+    unit_capabilities=frozenset({"cap_sys_resource", "cap_bpf", "cap_perfmon"}),
     btf=True,
     libbpf=True,
     pmu=True,
@@ -125,7 +126,30 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
         ({"refused": {"a.slice": "it is b"}}, "workload a.slice", "warn", "rules"),
         ({"slices": (SliceFacts("be.slice", has_unit_file=False),)}, "be.slice", "warn", "daemon-reload"),
         ({"daemon_running": False}, "daemon", "warn", "systemctl start qosd"),
-        ({"unit_capabilities": frozenset()}, "capabilities", "warn", "CAP_SYS_RESOURCE"),
+        (
+            {"unit_capabilities": frozenset({"cap_bpf", "cap_perfmon"})},
+            "capabilities",
+            "warn",
+            "CAP_SYS_RESOURCE",
+        ),
+        (
+            {"unit_capabilities": frozenset({"cap_sys_resource", "cap_perfmon"})},
+            "probe capabilities",
+            "warn",
+            "CapabilityBoundingSet=CAP_BPF",
+        ),
+        (
+            {"probes": (ProbeStatus("runq", "absent", "this kernel has no sched_switch"),)},
+            "probe runq",
+            "warn",
+            'ebpf.probes = "off"',
+        ),
+        (
+            {"probes": (ProbeStatus("runq", "detached", "it took 2 %"),)},
+            "probe runq",
+            "warn",
+            "ebpf.max_overhead_pct",
+        ),
         ({"trigger_window_usec": 500_000}, "psi triggers", "warn", "Linux 6.5"),
         (
             {"trigger_window_usec": None, "trigger_refused": "PSI is off"},

@@ -18,6 +18,7 @@ from qosd.ebpf.samples import (
     RunqWaits,
     Traffic,
     blames_delta,
+    blkio_sample,
     decode_histogram,
     decode_io,
     decode_io_key,
@@ -27,6 +28,7 @@ from qosd.ebpf.samples import (
     decode_runq_cpus,
     decode_runq_waits,
     decode_traffic,
+    reclaim_sample,
 )
 from qosd.model import CgroupId
 
@@ -107,8 +109,8 @@ def test_blame_is_the_difference_or_all_of_it_after_an_eviction() -> None:
 
 
 def test_waits_are_summed_over_the_cpus() -> None:
-    one = struct.pack("=24Q5Q", *([1] * 24), 100, 20, 30, 4, 999)
-    two = struct.pack("=24Q5Q", *([2] * 24), 200, 1, 1, 1, 5)
+    one = struct.pack("=24Q5Q24x", *([1] * 24), 100, 20, 30, 4, 999)
+    two = struct.pack("=24Q5Q24x", *([2] * 24), 200, 1, 1, 1, 5)
     expected = RunqWaits(
         waits=Histogram(slots=(3,) * 24, total_ns=300), idle_ns=21, unknown_ns=31, breaches=5
     )
@@ -138,8 +140,16 @@ def test_a_breach_without_a_culprit_says_none() -> None:
 
 def test_per_cpu_counters_are_summed() -> None:
     cpu = bytes(32 * 24 + 8) + struct.pack("=4Q", 1, 2, 3, 4) + bytes(24)
-    total = decode_runq_cpus([cpu, cpu])
-    assert (total.lost_events, total.new_waits, total.new_blames, total.no_memory) == (2, 4, 6, 8)
+    total = decode_runq_cpus(cpu + cpu)
+    assert (total.lost_events, total.new_blames, total.unseen, total.cost_ns) == (2, 4, 6, 8 * 64)
+
+
+def test_what_an_lru_has_thrown_out_is_what_was_made_less_what_is_there() -> None:
+    stalls = {ReclaimKey(workload=CgroupId(1), kind="direct"): histogram(s3=1)}
+    sample = reclaim_sample(stalls, struct.pack("=2Q", 4, 10))
+    assert (sample.evicted, sample.cost_ns) == (3, 640)
+    io = blkio_sample({}, struct.pack("=3Q", 2, 5, 1))
+    assert (io.evicted, io.untimed, io.cost_ns) == (2, 5, 64)
 
 
 def test_a_request_is_named_as_io_stat_names_its_device() -> None:

@@ -104,7 +104,7 @@ def test_ls_is_never_tightened(config: Config, loads: list[tuple]) -> None:
     clock = Clock()
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         files = {wanted.setting.file for wanted in decision.desired if wanted.tier is Tier.LS}
-        assert files <= {"cpu.weight"}
+        assert files <= {"cpu.weight"}, "limits and masks of LS: tests/unit/test_burst.py, test_placement.py"
 
 
 @given(CONFIGS, LOADS)

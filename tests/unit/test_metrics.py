@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from ctl_daemon import NET
+from ctl_daemon import CPU, EBPF, NET
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
@@ -98,7 +98,7 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     }
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
-    for family in metrics.collect(source(status(net=NET, reflex=REFLEX)), 1001.0):
+    for family in metrics.collect(source(status(net=NET, cpu=CPU, ebpf=EBPF, reflex=REFLEX)), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))

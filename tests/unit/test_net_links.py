@@ -11,10 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from qosd.net import links, monitor, rtnl, tc
+from qosd.net import drift, links, monitor, rtnl, tc
 from qosd.net.config import Net, check, parse_bitrate, parse_dscp
-from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LINK_CLASS, LS_CLASS, LinkSample, QdiscSample
-from qosd.net.model import Leaf, Shape
+from qosd.net.device import (
+    BE_CLASS,
+    BE_TIER,
+    HANDLE,
+    LINK_CLASS,
+    LS_CLASS,
+    ClassNews,
+    LinkSample,
+    QdiscSample,
+)
+from qosd.net.model import ClassSample, Leaf, Shape
 from qosd.plan import Reason
 
 GBIT = 10**9
@@ -149,7 +158,65 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
-def test_events_are_of_links_and_root_qdiscs_and_not_of_classes() -> None:
+def class_body(kind: bytes, handle: int, rate: int, ceil: int, wide: tuple[int, int] | None = None) -> bytes:
+    parms = struct.pack("=8xI8xI", rate, ceil) + bytes(20)
+    options = attribute(1, parms)
+    if wide is not None:
+        options += attribute(6, struct.pack("=Q", wide[0])) + attribute(7, struct.pack("=Q", wide[1]))
+    head = struct.pack("=BxxxiIII", 0, 8, handle, LINK_CLASS, 0)
+    return head + attribute(1, kind + b"\0") + attribute(2 | 0x8000, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        (40, class_body(b"htb", BE_TIER, 125, 250), ClassNews(BE_TIER, (1000, 2000))),
+        (40, class_body(b"htb", BE_TIER, 2**32 - 1, 2**32 - 1, (5 * 10**9, 6 * 10**9)),
+         ClassNews(BE_TIER, (40 * GBIT, 48 * GBIT))),
+        (41, class_body(b"htb", BE_CLASS, 125, 250), ClassNews(BE_CLASS, None)),
+        (40, class_body(b"htb", 0x1_0010, 125, 250), None),
+        (40, class_body(b"fq_codel", BE_TIER, 125, 250), None),
+    ],
+    ids=["changed", "above 34 Gbit/s", "deleted", "another's", "another kind"],
+)  # fmt: skip
+def test_news_of_our_classes_have_their_rates(kind: int, body: bytes, told: ClassNews | None) -> None:
+    expected = () if told is None else (monitor.LinkEvent(8, news=told),)
+    assert monitor.parse_events(message(kind, body)) == expected
+
+
+@pytest.mark.parametrize("speed", [GBIT, 40 * GBIT])
+def test_a_class_that_is_not_as_applied_is_named(speed: int) -> None:
+    applied = shape(speed_bps=speed, leaves=(Leaf("x", BE_CLASS + 0x10, 5 * MBIT),))
+    requests = [r for r in tc.build_requests(applied) if r.command == "add-class"]
+    options = {request.handle: dict(request.options) for request in requests}
+    rates = {handle: (8 * each["rate"], 8 * each["ceil"]) for handle, each in options.items()}
+    samples = tuple(ClassSample(number, 0, 0, 0, *each) for number, each in rates.items())
+    news = tuple(ClassNews(number, each) for number, each in rates.items())
+    assert drift.of_reading(applied, samples) is None
+    assert drift.of_news(applied, news) is None
+    assert drift.of_news(applied, ()) is None
+    assert drift.of_reading(applied, samples[:-1]) == "somebody deleted our class a001:30"
+    changed = ClassNews(BE_TIER, (8000, 16_000))
+    assert drift.of_news(applied, (*news, changed)) == "somebody changed our class a001:2"
+    assert drift.of_news(applied, (changed, *news)) is None
+    assert drift.of_news(applied, (ClassNews(BE_CLASS, None),)) == "somebody deleted our class a001:20"
+    assert drift.of_news(applied, (ClassNews(HANDLE | 0x999, (1, 1)),)) is None
+
+
+def test_what_sends_through_an_uplink_counts_as_sent_to_it() -> None:
+    present = {
+        2: LinkSample(2, "eth0", master=4),
+        3: LinkSample(3, "eth0.7", kind="vlan", lower=2),
+        4: LinkSample(4, "br0", kind="bridge"),
+        5: LinkSample(5, "br0.9", kind="vlan", lower=4),
+        6: LinkSample(6, "eth1"),
+        7: LinkSample(7, "veth0", kind="veth", lower=2),
+    }
+    assert links.carried_by(2, present) == {2, 3, 4, 5}
+    assert links.carried_by(6, present) == {6}
+
+
+def test_events_are_of_links_root_qdiscs_and_our_classes() -> None:
     link = message(rtnl.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0) + attribute(3, b"eth7\0"))
     root = message(rtnl.RTM_DELQDISC, struct.pack("=BxxxiIII", 0, 8, HANDLE, 0xFFFF_FFFF, 0))
     inner = message(rtnl.RTM_NEWQDISC, struct.pack("=BxxxiIII", 0, 9, 0, LS_CLASS, 0))
@@ -183,6 +250,16 @@ def test_a_torn_attribute_is_an_error() -> None:
 )
 def test_a_bucket_holds_a_largest_packet_or_a_millisecond(bps: int, burst: int) -> None:
     assert tc.burst_bytes(bps) == burst
+
+
+def test_be_makes_up_for_ten_milliseconds_below_its_ceil_and_the_link_for_one() -> None:
+    """BE borrows from the link class, whose small bucket is what the device sees."""
+    requests = tc.build_requests(shape(speed_bps=40 * GBIT, floor_bps=400 * MBIT, ceil_bps=36 * GBIT))
+    options = {request.handle: dict(request.options) for request in requests}
+    assert {number: options[number]["cburst"] for number in (LINK_CLASS, LS_CLASS, BE_TIER, BE_CLASS)} == {
+        LINK_CLASS: 5_000_000, LS_CLASS: 5_000_000, BE_TIER: 45_000_000, BE_CLASS: 50_000_000,
+    }  # fmt: skip
+    assert options[BE_TIER]["burst"] == 65_536
 
 
 def test_the_tree_is_built_from_the_root_down() -> None:

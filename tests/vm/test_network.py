@@ -6,9 +6,14 @@ Rates are compared with the ceiling, not with absolute figures: under emulation 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from vm.conftest import ROOT
 from vm.guest import Guest
 
 pytestmark = pytest.mark.vm
@@ -26,7 +31,7 @@ ip netns list | grep -qw far || {
     ip -n far addr add 10.0.0.2/24 dev eth1 && ip -n far link set eth1 up
 }
 ping -q -c 1 -W 10 10.0.0.2
-for port in 5201 5202; do ip netns exec far iperf3 -s -D -p $port; done
+for port in 5201 5202 5203; do ip netns exec far iperf3 -s -D -p $port; done
 """
 
 
@@ -105,7 +110,7 @@ def test_a_workload_is_held_at_its_own_limit_and_the_metrics_say_so(wired: Guest
     assert 'qosd_net_uplinks{state="shaped"} 1.0' in metrics
     assert 'qosd_net_class_sent_bytes_total{class="jobs",uplink="eth0"}' in metrics
     assert "qosd_net_degraded 0.0" in metrics
-    assert "be.slice sends" in wired.sh("qosctl status")
+    assert re.search(r"^jobs .* 4 Mbit/s .* a001:30 +be.slice$", wired.sh("qosctl status"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("how", ["systemctl stop qosd", "systemctl kill -s KILL --kill-who=main qosd"])
@@ -164,3 +169,62 @@ def test_a_root_qdisc_of_somebody_else_is_refused_in_clear_words_and_left_alone(
     assert why in wired.status_of("qosctl explain eth0")[1]
     assert f"eth0: not shaped: {why}" in wired.journal_text()
     assert dump(wired) == before
+
+
+def test_be_is_marked_on_the_wire_and_what_it_receives_is_limited(
+    wired: Guest, share: Path, kernel: str
+) -> None:
+    """IPv4 and IPv6; the sniffer is the far end's. DSCP needs TCX (Linux 6.6), and 6.1 says so."""
+    shutil.copy(ROOT / "tests/netns/sniff.py", share)
+    wired.sh("ip addr add fd00::1/64 dev eth0 nodad; ip -n far addr add fd00::2/64 dev eth1 nodad")
+    wired.sh(
+        "systemd-run -q --collect --unit=test-sniff -p StandardOutput=file:/var/tmp/seen"
+        " ip netns exec far python3 /mnt/share/sniff.py eth1"
+    )
+    shaped(wired, CONFIG + 'dscp_be = "CS1"\nbe_ingress_max = "4Mbit"\n')
+    run = "systemd-run -q --collect --slice={}.slice --unit=test-{} iperf3 -t 300 {}"
+    wired.sh(run.format("be", "six", "-c fd00::2 -p 5201 -l 16K"))
+    wired.sh(run.format("be", "reverse", "-c 10.0.0.2 -p 5202 -R"))
+    wired.sh(run.format("ls", "ls", "-c 10.0.0.2 -p 5203 -b 1M"))
+
+    ingress = wired.status_when(lambda status: bool(came(status)), tries=60)["net"]["be_ingress"]
+    assert ingress["bps"] < 1.5 * 4 * MBIT
+    assert "of its be_ingress_max 4 Mbit/s" in wired.sh("qosctl status")
+    assert "qosd_net_be_ingress_max_bits_per_second 4e+06" in wired.sh(
+        "curl -sf http://127.0.0.1:9753/metrics"
+    )
+
+    wired.until("grep -q '\\[6, 5201' /var/tmp/seen && grep -q '\\[4, 5203' /var/tmp/seen")
+    seen = {tuple(json.loads(line)) for line in wired.sh("grep '^\\[' /var/tmp/seen").splitlines()}
+    assert {dscp for _, port, dscp, _ in seen if port == 5203} == {0}
+    of_be = {dscp for _, port, dscp, _ in seen if port in (5201, 5202)}
+    if kernel == "6.1":
+        assert of_be == {0}
+        assert "no DSCP" in wired.sh("qosctl status")
+    else:
+        assert 8 in of_be
+        assert all(checksum_right for *_, checksum_right in seen)
+
+
+def came(status: dict[str, Any]) -> float:
+    """What BE receives, once some of it was dropped."""
+    ingress = (status["net"] or {}).get("be_ingress") or {}
+    return ingress["bps"] or 0 if ingress.get("dropped_packets") else 0
+
+
+def test_a_nic_that_is_taken_out_and_put_back_is_shaped_again_by_the_running_daemon(wired: Guest) -> None:
+    shaped(wired)
+    device = wired.sh("basename $(readlink /sys/class/net/eth0/device)").strip()
+    wired.sh(f"echo {device} >/sys/bus/virtio/drivers/virtio_net/unbind")
+    gone = wired.status_when(lambda status: bool(status["net"]["refused"]))
+    assert gone["net"]["refused"] == {"eth0": "no such device"}
+    assert "uplink eth0 is not shaped: no such device" in wired.sh("qosctl status")
+
+    wired.sh(f"echo {device} >/sys/bus/virtio/drivers/virtio_net/bind")
+    wired.until("test -e /sys/class/net/eth0")
+    wired.sh("ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up")
+    wired.until(SHAPED)
+    flood(wired)
+
+    assert 0.5 * CEILING < class_bps(wired, "a001:20") < 1.05 * CEILING
+    assert "Traceback" not in wired.journal_text()

@@ -7,6 +7,7 @@
  * the io controller is not enabled it is the nearest ancestor that has it.
  */
 #include "roots.h"
+#include "cost.h"
 
 #define REQ_OP_MASK 0xff
 
@@ -31,6 +32,7 @@ struct {
 struct blkio_counters {
 	__u64 new_keys;
 	__u64 untimed; /* completed, but nobody noted when they began */
+	__u64 cost_ns; /* of the runs that were timed */
 };
 
 struct blkio_counters blkio_counters SEC(".data.blkio");
@@ -80,5 +82,7 @@ int BPF_PROG(blkio_complete, struct request *request, int error, unsigned int by
 	io->latency.slots[histogram_slot(now - since)]++;
 	io->latency.total_ns += now - since;
 	io->bytes += bytes;
+	if (is_sampled(now))
+		__sync_fetch_and_add(&blkio_counters.cost_ns, cost_since(now));
 	return 0;
 }

@@ -6,6 +6,7 @@
  * they wrote memory.reclaim.
  */
 #include "roots.h"
+#include "cost.h"
 
 enum kind { DIRECT, MEMCG, KINDS };
 
@@ -36,6 +37,7 @@ struct {
 
 struct reclaim_counters {
 	__u64 new_stalls;
+	__u64 cost_ns; /* of the runs that were timed */
 };
 
 struct reclaim_counters reclaim_counters SEC(".data.reclaim");
@@ -50,6 +52,12 @@ static __always_inline int reclaim_begin(enum kind kind)
 	if (since)
 		since->ns[kind] = bpf_ktime_get_ns();
 	return 0;
+}
+
+static __always_inline void reclaim_cost(__u64 began)
+{
+	if (is_sampled(began))
+		__sync_fetch_and_add(&reclaim_counters.cost_ns, cost_since(began));
 }
 
 static __always_inline struct histogram *stalls_of(struct stall_key *key)
@@ -69,11 +77,12 @@ static __always_inline int reclaim_end(enum kind kind)
 	struct since *since = bpf_task_storage_get(&reclaiming, task, 0, 0);
 	struct stall_key key = { .kind = kind };
 	struct histogram *stalls;
-	__u64 ns;
+	__u64 now, ns;
 
 	if (!since || !since->ns[kind])
 		return 0;
-	ns = bpf_ktime_get_ns() - since->ns[kind];
+	now = bpf_ktime_get_ns();
+	ns = now - since->ns[kind];
 	since->ns[kind] = 0;
 	key.workload = workload_of(BPF_CORE_READ(task, cgroups, dfl_cgrp));
 	stalls = stalls_of(&key);
@@ -81,6 +90,7 @@ static __always_inline int reclaim_end(enum kind kind)
 		return 0;
 	__sync_fetch_and_add(&stalls->slots[histogram_slot(ns)], 1);
 	__sync_fetch_and_add(&stalls->total_ns, ns);
+	reclaim_cost(now);
 	return 0;
 }
 

@@ -10,9 +10,8 @@
 #define NOBODY 0ull /* no cgroup has this id */
 
 struct root {
-	__u64 threshold_ns; /* 0: never send an event */
+	__u32 slot; /* its index in the arrays of workloads; 0: it has none */
 	__u32 flags;
-	__u32 reserved;
 };
 
 struct {
@@ -25,6 +24,7 @@ struct {
 struct search {
 	struct cgroup_subsys_state *css;
 	__u64 root; /* NOBODY: in none */
+	__u32 slot;
 	__u32 flags;
 };
 
@@ -40,6 +40,7 @@ static long one_level_up(__u32 level, struct search *search)
 
 	if (root) {
 		search->root = id;
+		search->slot = root->slot;
 		search->flags = root->flags;
 		return 1;
 	}

@@ -5,40 +5,63 @@
  * A wait begins when a task is woken, or is switched out while still runnable; it ends when it is switched in.
  * A throttled task (cpu.max) is runnable too: the reader takes nr_throttled into account, this program can't.
  * Everything stays in maps that the daemon reads each tick; only a wait above the workload's threshold is sent.
+ *
+ * The scheduler's path is hot, so everything on it is an array: the lookup of an array is a few instructions of
+ * the program itself on every kernel, while that of a hash, a per-CPU map or a task's storage is a call.
  */
 #include "roots.h"
+#include "cost.h"
 
 #define HISTORY 32
+#define TASKS (1u << 16)
 
 struct runq_settings {
-	__u64 generation;     /* raised after each change of roots: tasks look their root up again */
 	__u64 blame_floor_ns; /* shorter waits are counted, but nobody is blamed for them */
 	__u64 event_gap_ns;   /* at most one event per this long, workload and CPU */
-	__u32 watch_all;      /* also tasks outside of every root, under their own cgroup's id */
-	__u32 reserved;
+	__u32 generation;     /* raised after each change of roots: tasks look their root up again */
+	__u32 cpus;           /* possible ones */
 };
 
 struct runq_settings runq_settings SEC(".data.runq") = {
-	.generation = 1,
 	.blame_floor_ns = 50000,
 	.event_gap_ns = 100000000,
+	.generation = 1,
+	.cpus = 1,
 };
 
+/*
+ * A task, found by its pid. Two whose pids are the same modulo TASKS share one, and the later takes it: if the
+ * other one was waiting just then, that wait is not seen, and counted as such. 32 bytes, so never in two lines.
+ */
 struct task {
 	__u64 waiting_since; /* 0: not waiting */
-	__u64 cgroup;        /* what root and flags were looked up for */
-	__u64 generation;
-	__u64 root;          /* NOBODY: in no root */
-	__u32 flags;
-	__u32 cpu;           /* where it waits */
+	__u64 cgroup;        /* what slot and watched were looked up for; ids are never used twice */
+	__u32 pid;
+	__u32 generation;
+	__u16 slot;
+	__u16 watched;
+	__u32 cpu; /* where it waits */
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TASKS);
+	__type(key, __u32);
 	__type(value, struct task);
 } runq_tasks SEC(".maps");
+
+/* Written by the daemon alone. */
+struct workload {
+	__u64 root;
+	__u64 threshold_ns; /* 0: never send an event */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1); /* set before load */
+	__type(key, __u32);
+	__type(value, struct workload);
+} runq_workloads SEC(".maps");
 
 struct waits {
 	__u64 slots[HISTOGRAM_SLOTS];
@@ -47,18 +70,20 @@ struct waits {
 	__u64 unknown_ns; /* of the blamed waits: more than HISTORY switches ago */
 	__u64 breaches;   /* waits above the threshold, sent or not */
 	__u64 last_event;
+	__u64 pad[3]; /* whole cache lines: no CPU writes in another's */
 };
 
-/* Made a plain per-CPU hash before load unless runq_settings.watch_all: then there are no more keys than roots. */
+/* Element slot * cpus + cpu. Mapped by the daemon: reading it is no system call. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* set before load */
+	__type(key, __u32);
 	__type(value, struct waits);
 } runq_waits SEC(".maps");
 
 struct pair {
-	__u64 victim;  /* a root, or the task's own cgroup where runq_settings.watch_all */
+	__u64 victim;  /* a root */
 	__u64 culprit; /* the cgroup of the task that ran, not its root: it names the job */
 };
 
@@ -78,24 +103,25 @@ struct {
 
 struct occupant {
 	__u64 cgroup; /* NOBODY: idle */
-	__u64 root;
 	__u64 since;
+	__u64 slot;
 };
 
-/* One element per CPU, in an array rather than a per-CPU one: its lookup is inlined on every kernel. */
 struct cpu {
 	struct occupant history[HISTORY];
 	__u32 head;
 	__u32 reserved;
 	__u64 lost_events;
-	__u64 new_waits;
 	__u64 new_blames;
-	__u64 no_memory; /* no task storage or no room in runq_waits: the wait was not counted */
-	__u64 pad[3];    /* whole cache lines: no CPU writes in another's */
+	__u64 unseen; /* waits that were not counted: the task's element went to another */
+	__u64 cost_ns; /* of the runs that were timed */
+	__u64 pad[3];
 };
 
+/* One element per CPU, in an array rather than a per-CPU one. Mapped as well. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1); /* set to the number of possible CPUs before load */
 	__type(key, __u32);
 	__type(value, struct cpu);
@@ -118,53 +144,64 @@ struct {
 	__uint(max_entries, 64 * 1024);
 } runq_events SEC(".maps");
 
-/* Ids are never used twice, so a moved task is noticed. */
-static __always_inline void find_root(struct task *state, struct cgroup *cgroup, __u64 id)
-{
-	struct search search = { .css = &cgroup->self };
-
-	if (state->cgroup == id && state->generation == runq_settings.generation)
-		return;
-	state->cgroup = id;
-	state->generation = runq_settings.generation;
-	find_nearest(&search);
-	state->root = search.root;
-	state->flags = search.flags | (runq_settings.watch_all ? WATCHED : 0);
-}
-
 static __always_inline struct cpu *cpu_state(__u32 cpu)
 {
 	return bpf_map_lookup_elem(&runq_cpus, &cpu);
 }
 
-static __always_inline struct task *task_state(struct task_struct *task)
+/* task->cpu is in thread_info with CONFIG_THREAD_INFO_IN_TASK; the helper is a call on most kernels. */
+static __always_inline __u32 cpu_of(struct task_struct *task)
 {
-	struct task *state = bpf_task_storage_get(&runq_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	struct cpu *here;
-
-	if (!state && (here = cpu_state(bpf_get_smp_processor_id())))
-		here->no_memory++;
-	return state;
+	return bpf_core_field_exists(task->thread_info.cpu) ? task->thread_info.cpu : bpf_get_smp_processor_id();
 }
 
-static const struct waits no_waits;
+static __always_inline void count_unseen(void)
+{
+	struct cpu *here = cpu_state(bpf_get_smp_processor_id());
+
+	if (here)
+		here->unseen++;
+}
+
+/* The multiplier is odd, so every index is taken once; neighbours in pid do not share a cache line. */
+static __always_inline struct task *task_of(__u32 pid)
+{
+	__u32 index = pid * 40503u & (TASKS - 1);
+	struct task *task = bpf_map_lookup_elem(&runq_tasks, &index);
+
+	if (task && task->pid != pid) {
+		if (task->waiting_since)
+			count_unseen();
+		task->pid = pid;
+		task->cgroup = NOBODY;
+		task->waiting_since = 0;
+	}
+	return task;
+}
+
+static __always_inline void find_root(struct task *task, struct cgroup *cgroup, __u64 id)
+{
+	struct search search = { .css = &cgroup->self };
+
+	if (task->cgroup == id && task->generation == runq_settings.generation)
+		return;
+	task->cgroup = id;
+	task->generation = runq_settings.generation;
+	find_nearest(&search);
+	task->slot = search.slot;
+	task->watched = search.slot && search.flags & WATCHED;
+}
+
+static __always_inline __u64 root_of(__u32 slot)
+{
+	struct workload *workload = bpf_map_lookup_elem(&runq_workloads, &slot);
+
+	return workload ? workload->root : NOBODY;
+}
+
 static const struct blame no_blame;
 
 /* New elements are counted: less what is there, that is what the LRU has thrown out. */
-static __always_inline struct waits *waits_of(__u64 victim, struct cpu *here)
-{
-	struct waits *found = bpf_map_lookup_elem(&runq_waits, &victim);
-
-	if (found)
-		return found;
-	if (!bpf_map_update_elem(&runq_waits, &victim, &no_waits, BPF_NOEXIST))
-		here->new_waits++;
-	found = bpf_map_lookup_elem(&runq_waits, &victim);
-	if (!found)
-		here->no_memory++;
-	return found;
-}
-
 static __always_inline void blame(__u64 victim, struct occupant *culprit, __u64 ns, struct cpu *here)
 {
 	struct pair pair = { .victim = victim, .culprit = culprit->cgroup };
@@ -179,7 +216,7 @@ static __always_inline void blame(__u64 victim, struct occupant *culprit, __u64 
 	}
 	__sync_fetch_and_add(&found->ns, ns);
 	__sync_fetch_and_add(&found->count, 1);
-	found->root = culprit->root;
+	found->root = root_of(culprit->slot);
 }
 
 struct share {
@@ -189,6 +226,7 @@ struct share {
 	struct waits *waits;
 	__u64 since;
 	__u64 until;
+	__u64 culprit_slot;
 };
 
 static long one_occupant_back(__u32 back, struct share *share)
@@ -207,8 +245,8 @@ static long one_occupant_back(__u32 back, struct share *share)
 		blame(event->victim, by, ns, share->here);
 		if (ns > event->culprit_ns) {
 			event->culprit = by->cgroup;
-			event->culprit_root = by->root;
 			event->culprit_ns = ns;
+			share->culprit_slot = by->slot;
 		}
 	}
 	return from <= share->since;
@@ -222,12 +260,8 @@ static __always_inline void share_out(struct share *share)
 		share->waits->unknown_ns += share->until - share->since;
 }
 
-static __always_inline void send_if_breach(struct event *event, struct waits *waits, struct cpu *here)
+static __always_inline void send(struct event *event, struct waits *waits, struct cpu *here)
 {
-	struct root *root = bpf_map_lookup_elem(&roots, &event->victim);
-
-	if (!root || !root->threshold_ns || event->wait_ns < root->threshold_ns)
-		return;
 	waits->breaches++;
 	if (waits->last_event && event->monotonic_ns - waits->last_event < runq_settings.event_gap_ns)
 		return;
@@ -236,16 +270,36 @@ static __always_inline void send_if_breach(struct event *event, struct waits *wa
 		here->lost_events++;
 }
 
-static __always_inline void end_wait(struct task *state, __u32 pid, __u32 cpu, struct cpu *here, __u64 now)
+static __always_inline void look_closer(struct task *task, struct waits *waits, struct event *event, struct cpu *here)
 {
-	__u64 victim = state->root ? state->root : state->cgroup;
-	__u64 since = state->waiting_since;
+	__u32 slot = task->slot;
+	struct workload *workload = bpf_map_lookup_elem(&runq_workloads, &slot);
+	struct share share = {
+		.event = event, .there = cpu_state(task->cpu), .here = here, .waits = waits,
+		.since = event->monotonic_ns - event->wait_ns, .until = event->monotonic_ns,
+	};
+
+	if (!workload)
+		return;
+	event->victim = workload->root;
+	if (share.there)
+		share_out(&share);
+	if (!workload->threshold_ns || event->wait_ns < workload->threshold_ns)
+		return;
+	event->culprit_root = root_of(share.culprit_slot);
+	send(event, waits, here);
+}
+
+static __always_inline void end_wait(struct task *task, __u32 cpu, struct cpu *here, __u64 now)
+{
+	__u64 since = task->waiting_since;
+	__u32 index = task->slot * runq_settings.cpus + cpu;
 	struct waits *waits;
 
-	state->waiting_since = 0;
-	if (!(state->flags & WATCHED) || now <= since)
+	task->waiting_since = 0;
+	if (!task->watched || now <= since)
 		return;
-	waits = waits_of(victim, here);
+	waits = bpf_map_lookup_elem(&runq_waits, &index);
 	if (!waits)
 		return;
 	waits->slots[histogram_slot(now - since)]++;
@@ -254,57 +308,83 @@ static __always_inline void end_wait(struct task *state, __u32 pid, __u32 cpu, s
 		return;
 
 	struct event event = {
-		.monotonic_ns = now, .wait_ns = now - since, .victim = victim, .victim_cgroup = state->cgroup,
-		.cpu = cpu, .pid = pid,
+		.monotonic_ns = now, .wait_ns = now - since, .victim_cgroup = task->cgroup, .cpu = cpu, .pid = task->pid,
 	};
-	struct share share = {
-		.event = &event, .there = cpu_state(state->cpu), .here = here, .waits = waits,
-		.since = since, .until = now,
-	};
-	if (share.there)
-		share_out(&share);
-	send_if_breach(&event, waits, here);
+	look_closer(task, waits, &event, here);
 }
 
-static __always_inline void occupy(struct cpu *here, __u64 cgroup, __u64 root, __u64 now)
+static __always_inline void occupy(struct cpu *here, __u64 cgroup, __u32 slot, __u64 now)
 {
 	__u32 head = here->head + 1;
-	struct occupant *slot = &here->history[head & (HISTORY - 1)];
+	struct occupant *occupant = &here->history[head & (HISTORY - 1)];
 
-	slot->cgroup = cgroup;
-	slot->root = root;
-	slot->since = now;
+	occupant->cgroup = cgroup;
+	occupant->slot = slot;
+	occupant->since = now;
 	here->head = head;
 }
 
-static __always_inline int woken(struct task_struct *task)
+/* What is known to be in no workload waits unseen: the clock is most of what a run costs. */
+static __always_inline bool is_unwatched(struct task *task)
 {
-	struct task *state;
+	return !task->watched && task->cgroup != NOBODY && task->generation == runq_settings.generation;
+}
+
+static __always_inline int woken(struct task_struct *woken, bool is_new)
+{
+	struct task *task;
+	struct cpu *here;
+	__u64 now;
 
 	/* Woken before it was switched out: it never left the CPU. on_cpu is only there with CONFIG_SMP. */
-	if (bpf_core_field_exists(task->on_cpu) && task->on_cpu)
+	if (bpf_core_field_exists(woken->on_cpu) && woken->on_cpu)
 		return 0;
-	state = task_state(task);
-	if (!state || state->waiting_since)
+	task = task_of(woken->pid);
+	/* Preempted on its way to sleep, and woken then: it has been waiting since. */
+	if (!task || (!is_new && (task->waiting_since || is_unwatched(task))))
 		return 0;
-	if (bpf_core_field_exists(task->thread_info.cpu))
-		state->cpu = task->thread_info.cpu;
-	else
-		state->cpu = bpf_get_smp_processor_id();
-	state->waiting_since = bpf_ktime_get_ns();
+	now = bpf_ktime_get_ns();
+	task->cpu = cpu_of(woken);
+	task->waiting_since = now;
+	if (is_sampled(now) && (here = cpu_state(bpf_get_smp_processor_id())))
+		__sync_fetch_and_add(&here->cost_ns, cost_since(now));
 	return 0;
 }
 
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(runq_wakeup, struct task_struct *task)
 {
-	return woken(task);
+	return woken(task, false);
 }
 
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(runq_wakeup_new, struct task_struct *task)
 {
-	return woken(task);
+	return woken(task, true);
+}
+
+static __always_inline void leave(struct task_struct *prev, __u32 cpu, __u64 now)
+{
+	struct task *task = task_of(prev->pid);
+
+	if (task) {
+		task->waiting_since = now;
+		task->cpu = cpu;
+	}
+}
+
+static __always_inline void enter(struct task_struct *next, __u32 cpu, struct cpu *here, __u64 now)
+{
+	struct cgroup *cgroup = task_cgroup(next);
+	__u64 id = cgroup->kn->id;
+	struct task *task = task_of(next->pid);
+
+	if (!task)
+		return;
+	find_root(task, cgroup, id);
+	if (task->waiting_since)
+		end_wait(task, cpu, here, now);
+	occupy(here, id, task->slot, now);
 }
 
 /* The first three arguments only: prev_state came in 5.18 and has moved since. */
@@ -312,35 +392,18 @@ SEC("tp_btf/sched_switch")
 int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
 	__u64 now = bpf_ktime_get_ns();
-	__u32 cpu = bpf_get_smp_processor_id();
+	__u32 cpu = cpu_of(prev);
 	struct cpu *here = cpu_state(cpu);
-	struct cgroup *cgroup;
-	struct task *state;
-	__u64 id;
 
 	if (!here)
 		return 0;
-	if (prev->pid && (preempt || prev->__state == 0 /* TASK_RUNNING */)) {
-		state = task_state(prev);
-		if (state) {
-			state->waiting_since = now;
-			state->cpu = cpu;
-		}
-	}
-	if (!next->pid) {
-		occupy(here, NOBODY, NOBODY, now);
-		return 0;
-	}
-	cgroup = task_cgroup(next);
-	id = cgroup->kn->id;
-	state = task_state(next);
-	if (!state) {
-		occupy(here, id, NOBODY, now);
-		return 0;
-	}
-	find_root(state, cgroup, id);
-	if (state->waiting_since)
-		end_wait(state, next->pid, cpu, here, now);
-	occupy(here, id, state->root, now);
+	if (prev->pid && (preempt || prev->__state == 0 /* TASK_RUNNING */))
+		leave(prev, cpu, now);
+	if (next->pid)
+		enter(next, cpu, here, now);
+	else
+		occupy(here, NOBODY, 0, now);
+	if (is_sampled(now))
+		__sync_fetch_and_add(&here->cost_ns, cost_since(now));
 	return 0;
 }

@@ -7,6 +7,7 @@
  * its own keeps it.
  */
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <bpf/bpf_helpers.h>
 
 #define LAST_SHARED 0x20 /* a001:20: BE without a limit of its own; the classes above are of single workloads */
@@ -33,6 +34,23 @@ struct {
 	__type(value, struct traffic);
 } skbprio_traffic SEC(".maps");
 
+/* What BE handed to the devices that are listed here, by ifindex: frames as the stack had them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, __u64);
+} skbprio_device SEC(".maps");
+
+static __always_inline void count_device(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	__u64 *bytes = bpf_map_lookup_elem(&skbprio_device, &ifindex);
+
+	if (bytes)
+		*bytes += skb->len + ETH_HLEN;
+}
+
 SEC("cgroup_skb/egress")
 int skbprio_egress(struct __sk_buff *skb)
 {
@@ -46,6 +64,8 @@ int skbprio_egress(struct __sk_buff *skb)
 	limited = (skb->priority ^ class->priority) >> 16 == 0 && (skb->priority & 0xffff) > LAST_SHARED;
 	if (class->priority && !limited)
 		skb->priority = class->priority;
+	if ((class->priority & 0xffff) >= LAST_SHARED)
+		count_device(skb);
 	return 1; /* let it pass */
 }
 

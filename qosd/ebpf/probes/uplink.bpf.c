@@ -37,6 +37,23 @@ struct {
 	__type(value, __u32);
 } uplink_be_roots SEC(".maps");
 
+/* What came from other network namespaces and went to BE's class, by ifindex of the uplink. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 256);
+	__type(key, __u32);
+	__type(value, __u64);
+} uplink_forwarded SEC(".maps");
+
+static __always_inline void count_forwarded(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	__u64 *bytes = bpf_map_lookup_elem(&uplink_forwarded, &ifindex);
+
+	if (bytes)
+		*bytes += skb->len;
+}
+
 static __always_inline void mark_ipv4(struct __sk_buff *skb, __u32 dscp)
 {
 	union {
@@ -79,6 +96,7 @@ int uplink_egress(struct __sk_buff *skb)
 	be = skb->priority >> 16 == set->be_class >> 16 && (skb->priority & 0xffff) >= set->first_be_minor;
 	if (!be && set->mark && skb->mark & set->mark) {
 		skb->priority = set->be_class;
+		count_forwarded(skb);
 		be = 1;
 	}
 	if (be)

@@ -1,0 +1,66 @@
+"""The probes' metric families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qosd.ebpf.status import Latency, ProbesView
+from qosd.exposition import CounterMetricFamily, GaugeMetricFamily, Metric
+
+_SERIES_MAX = 200
+"""Workloads by what they waited most for; a rule with globs may match thousands of cgroups."""
+_USEC = 1e6
+_PCT = 100.0
+
+
+def collect(view: ProbesView) -> Iterator[Metric]:
+    attached = GaugeMetricFamily("qosd_probe_attached", "Whether the probe counts.", labels=["probe"])
+    overhead = GaugeMetricFamily(
+        "qosd_probe_overhead_ratio", "Share of the CPUs' time that the probe takes.", labels=["probe"]
+    )
+    for probe in view.probes:
+        attached.add_metric([probe.name], float(probe.state == "attached"))
+        if probe.overhead_pct is not None:
+            overhead.add_metric([probe.name], probe.overhead_pct / _PCT)
+    yield from (attached, overhead)
+    breaches = CounterMetricFamily(
+        "qosd_probe_breaches", "Waits above the threshold that were sent.", labels=["culprit"]
+    )
+    for culprit, count in view.breaches.items():
+        breaches.add_metric([culprit], count)
+    yield breaches
+    lost = GaugeMetricFamily(
+        "qosd_probe_lost", "What the probes could not keep since they were attached.", labels=["what"]
+    )
+    losses = {"events": view.lost_events, "evicted": view.evicted, "unseen": view.unseen}
+    for what, count in losses.items():
+        lost.add_metric([what], count)
+    yield lost
+    workloads = GaugeMetricFamily(
+        "qosd_probe_unwatched_workloads", "Workloads that the maps have no room for."
+    )
+    workloads.add_metric([], view.unwatched)
+    yield workloads
+    yield from _latencies(view.latencies)
+
+
+def _latencies(latencies: tuple[Latency, ...]) -> Iterator[Metric]:
+    labels = ["tier", "workload", "cgroup", "signal"]
+    p99 = GaugeMetricFamily(
+        "qosd_workload_latency_p99_seconds", "99 % of the last tick's waits were shorter.", labels=labels
+    )
+    limit = GaugeMetricFamily(
+        "qosd_workload_latency_threshold_seconds", "From where on it is a breach.", labels=labels
+    )
+    cold = GaugeMetricFamily(
+        "qosd_workload_latency_cold", "1 while the baseline is not learned.", labels=labels
+    )
+    ranked = sorted(latencies, key=lambda each: (each.tier != "ls", -(each.p99_usec or 0.0)))
+    for each in ranked[:_SERIES_MAX]:
+        values = [each.tier, each.workload, each.path, each.signal]
+        if each.p99_usec is not None:
+            p99.add_metric(values, each.p99_usec / _USEC)
+        if each.threshold_usec is not None:
+            limit.add_metric(values, each.threshold_usec / _USEC)
+            cold.add_metric(values, float(each.cold))
+    yield from (p99, limit, cold)

@@ -1,0 +1,86 @@
+"""What `qosctl status` and the metrics show of the probes. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qosd.ebpf.histogram import Histogram
+from qosd.interference.baseline import Reading
+from qosd.model import Snapshot, Workload, printable
+
+_SIGNALS = ("runq", "reclaim", "reclaim_memcg", "blkio")
+
+
+class ProbeStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: str
+    """attached; absent: the kernel cannot run it; detached: it cost too much; off: not asked for."""
+    why: str | None = None
+    overhead_pct: float | None = None
+    """Share of a CPU's time, on average over the CPUs and the window; None until something was timed."""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """One kind of waiting of one workload in the last interval, and what would be a breach."""
+
+    path: str
+    workload: str
+    tier: str
+    signal: str
+    """runq, reclaim, reclaim_memcg, blkio."""
+    count: int
+    p50_usec: float | None
+    p99_usec: float | None
+    threshold_usec: float | None = None
+    """None where nothing is judged: BE."""
+    baseline_usec: float | None = None
+    cold: bool = True
+    breach: bool = False
+
+
+class ProbesView(msgspec.Struct, frozen=True):
+    loader: str | None
+    """libbpf, bcc; None: no probe is attached."""
+    why: str | None
+    """Why there is none."""
+    probes: tuple[ProbeStatus, ...]
+    latencies: tuple[Latency, ...] = ()
+    breaches: dict[str, int] = {}
+    """Waits above the threshold that were sent, by whose task had most of it: be, ls, self, system, idle."""
+    lost_events: int = 0
+    evicted: int = 0
+    unseen: int = 0
+    unwatched: int = 0
+    """Workloads for which the maps have no room."""
+
+
+def latencies(now: Snapshot, readings: tuple[Reading, ...]) -> tuple[Latency, ...]:
+    """The figures of the last interval, workload by workload; only what a probe tells of."""
+    judged = {(reading.victim, reading.signal): reading for reading in readings}
+    return tuple(
+        _latency(workload, signal, interval, judged.get((workload.id, signal)))
+        for probed in now.probed
+        if (workload := now.workload(probed.id)) is not None
+        for signal in _SIGNALS
+        if (interval := getattr(probed, signal)) is not None
+    )
+
+
+def _latency(workload: Workload, signal: str, interval: Histogram, reading: Reading | None) -> Latency:
+    return Latency(
+        printable(workload.path),
+        workload.name,
+        workload.tier.value,
+        signal,
+        interval.count,
+        _usec(interval.quantile_ns(0.5)),
+        _usec(interval.quantile_ns(0.99)),
+        reading.threshold if reading is not None else None,
+        reading.baseline if reading is not None else None,
+        reading is None or reading.cold,
+        reading is not None and reading.breach,
+    )
+
+
+def _usec(ns: float | None) -> float | None:
+    return None if ns is None else round(ns / 1000, 1)

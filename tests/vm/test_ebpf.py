@@ -1,0 +1,184 @@
+"""The probes in the installed daemon, in its sandbox, on each Debian kernel; and bcc beside libbpf."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vm.guest import CGROUP, Guest
+
+from qosd.lab.machine import Machine
+
+pytestmark = pytest.mark.vm
+
+EQUALS = """
+[cpu.weight]
+be_idle = "never"
+be_weight = 100
+ls_weight = 100
+[cpu.bandwidth]
+enforce = "none"
+"""
+"""LS and BE share a CPU as equals, so that LS must wait for BE."""
+
+VICTIM = (
+    "systemd-run -q --collect --unit=test-victim --slice=ls.slice -p CPUAffinity=1 python3 -c"
+    ' "import time\nwhile True:\n sum(range(30000)); time.sleep(0.002)"'
+)
+HOG = (
+    "systemd-run -q --collect --unit=test-hog --slice=be.slice -p CPUAffinity=1 python3 -c 'while True: pass'"
+)
+
+
+def probes(status: dict[str, Any]) -> dict[str, str]:
+    return {probe["name"]: probe["state"] for probe in status["ebpf"]["probes"]}
+
+
+def tried(status: dict[str, Any]) -> bool:
+    """The probes are opened after the first tick."""
+    return bool(status["ebpf"]["why"] != "not opened yet")
+
+
+def waits(status: dict[str, Any], path: str) -> dict[str, Any]:
+    found = [each for each in status["ebpf"]["latencies"] if (each["path"], each["signal"]) == (path, "runq")]
+    return dict(found[0]) if found else {"count": 0}
+
+
+def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle: Guest) -> None:
+    """An emulated CPU makes every program dear: how dear is not the question here."""
+    idle.configure(f'[ebpf]\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}')
+    idle.sh("systemctl start qosd")
+    idle.sh(VICTIM)
+    idle.sh(HOG)
+    status = idle.status_when(
+        lambda now: waits(now, "ls.slice")["count"] > 0 and now["ebpf"]["breaches"].get("be", 0) > 0, tries=60
+    )
+    assert probes(status) == {"runq": "attached", "reclaim": "attached", "blkio": "attached"}
+    assert status["ebpf"]["loader"] == "libbpf"
+    ls = waits(status, "ls.slice")
+    assert ls["cold"]
+    assert ls["threshold_usec"] == 1000
+    assert ls["p99_usec"] > 0
+    assert "qosd_probe_breaches_total" in idle.sh("curl -s http://127.0.0.1:9753/metrics")
+    assert "eBPF by libbpf: runq" in idle.sh("qosctl status")
+    assert "Traceback" not in idle.journal_text()
+
+
+def test_a_probe_that_costs_too_much_is_detached_and_the_daemon_says_so(idle: Guest) -> None:
+    """At a limit of a thousandth of a CPU any probe is too dear here, once something runs."""
+    idle.configure('[ebpf]\nprobes = ["runq"]\nmax_overhead_pct = 0.001\noverhead_window = "1s"')
+    idle.sh("systemctl start qosd")
+    idle.sh(VICTIM)
+    idle.sh(HOG)
+    status = idle.status_when(lambda now: probes(now)["runq"] == "detached", tries=60)
+    assert status["mode"] in ("enforce", "starting")
+    assert "max_overhead_pct" in idle.journal_text()
+    assert "max_overhead_pct" in idle.status_of("qosctl doctor")[1]
+
+
+def test_without_the_capabilities_there_is_no_probe_and_the_daemon_works(idle: Guest) -> None:
+    idle.drop_in("[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet=CAP_SYS_RESOURCE CAP_DAC_OVERRIDE")
+    idle.sh("systemctl start qosd")
+    idle.hog(threads=2)
+    idle.until(f"grep -q 1 {CGROUP}/be.slice/cpu.idle", seconds=60)
+    status = idle.status_when(tried)
+    assert set(probes(status).values()) == {"absent"}
+    assert "CAP_BPF and CAP_PERFMON are needed" in status["ebpf"]["why"]
+    assert "CAP_BPF" in idle.status_of("qosctl doctor")[1]
+    assert "Traceback" not in idle.journal_text()
+
+
+def test_a_kernel_that_does_not_describe_its_types_costs_the_probes_alone(idle: Guest) -> None:
+    """The base image has no bcc either: both reasons are given."""
+    idle.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
+    idle.sh("systemctl start qosd")
+    status = idle.status_when(tried)
+    assert set(probes(status).values()) == {"absent"}
+    assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["why"]
+    assert "python3-bpfcc" in status["ebpf"]["why"]
+    assert "Traceback" not in idle.journal_text()
+
+
+BOTH = r"""
+import json, os, subprocess, sys, time
+from qosd.ebpf.bcc import open_tracing
+from qosd.ebpf.libbpf import Library
+from qosd.ebpf.runq import Root
+from qosd.ebpf.tracing import Tracing, TracingOptions
+
+def rss():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+BASE = "/sys/fs/cgroup/qosd-both"
+ids = {}
+for name in ("", "/victim", "/hog"):
+    os.mkdir(BASE + name)
+    ids[name.strip("/")] = os.stat(BASE + name).st_ino
+
+def run(group, code):
+    enter = f"import os; open({BASE + '/' + group + '/cgroup.procs'!r}, 'w').write('0')\nos.sched_setaffinity(0, {{1}})\n"
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", enter + code])
+
+library, options = Library(), TracingOptions(probes=("runq",))
+costs = {}
+sides = {}
+for name, opener in (("libbpf", lambda: Tracing.open(library, {}, options)), ("bcc", lambda: open_tracing(library, options))):
+    before, start = rss(), time.perf_counter()
+    sides[name] = opener()
+    costs[name] = {"seconds": time.perf_counter() - start, "rss_kb": rss() - before}
+for side in sides.values():
+    side.set_roots({ids["victim"]: Root(watched=True, threshold_ns=1_000_000)})
+hog = run("hog", "while True: pass")
+run("victim", "import time\nfor _ in range(400): time.sleep(.002); sum(range(20000))").wait()
+hog.kill(); hog.wait()
+answers = {}
+for name, side in sides.items():
+    runq = side.read().runq
+    waits = runq.workloads[ids["victim"]].waits
+    answers[name] = {
+        "count": waits.count, "slots": waits.slots, "p50": waits.quantile_ns(.5), "p99": waits.quantile_ns(.99),
+        "hog_ns": sum(b.ns for b in runq.blames if b.culprit == ids["hog"]), "events": len(list(side.events())),
+    }
+    side.close()
+json.dump({"costs": costs, "answers": answers}, sys.stdout)
+for name in ("/hog", "/victim", ""):
+    while "populated 1" in open(BASE + name + "/cgroup.events").read(): pass
+    os.rmdir(BASE + name)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_bcc(share: Path, deb: Path) -> Iterator[Guest]:
+    with Machine.boot(kernel="6.1", share=share, variant="bcc") as machine:
+        guest = Guest(machine)
+        guest.install(deb.name)
+        yield guest
+
+
+def test_bcc_and_libbpf_see_the_same_load_alike(with_bcc: Guest, share: Path) -> None:
+    """Both on the same hooks at the same time: the number of waits within 2 %, the quantiles within one bucket."""
+    (share / "both.py").write_text(BOTH)
+    found = json.loads(with_bcc.sh("/usr/lib/qosd/bin/python3 -I /mnt/share/both.py", timeout=300))
+    (share / "both.json").write_text(json.dumps(found))
+    libbpf, bcc = found["answers"]["libbpf"], found["answers"]["bcc"]
+    assert libbpf["count"] > 300
+    assert bcc["count"] == pytest.approx(libbpf["count"], rel=0.02)
+    for quantile in ("p50", "p99"):
+        assert 0.5 <= bcc[quantile] / libbpf[quantile] <= 2
+    assert bcc["hog_ns"] == pytest.approx(libbpf["hog_ns"], rel=0.1)
+    assert libbpf["events"] > 0
+    assert bcc["events"] > 0
+
+
+def test_without_btf_the_daemon_takes_bcc_by_itself(with_bcc: Guest) -> None:
+    with_bcc.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
+    with_bcc.configure("[ebpf]\nmax_overhead_pct = 100.0")
+    with_bcc.sh("systemctl restart qosd", timeout=120)
+    with_bcc.sh(VICTIM)
+    status = with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] > 0, tries=90)
+    assert status["ebpf"]["loader"] == "bcc"
+    assert probes(status) == {"runq": "attached", "reclaim": "absent", "blkio": "absent"}
