@@ -4,7 +4,7 @@ _qosctl() {
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
         [explain]='--file --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -17,7 +17,8 @@ _qosctl() {
     case $previous in
         --socket | --config | --against) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
-        --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus' -- "$current"); return ;;
+        --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus io.weight io.max io.latency' -- "$current"); return ;;
+        --unit) mapfile -t COMPREPLY < <(compgen -W 'us ms s' -- "$current"); return ;;
         --since | --for) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
         --path) _qosctl_cgroups; return ;;
     esac
@@ -42,6 +43,12 @@ _qosctl() {
     fi
     case $command in
         check | record | replay) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        policy)
+            if [[ $previous == policy ]]; then
+                mapfile -t COMPREPLY < <(compgen -W 'load unload list' -- "$current")
+            else
+                compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            fi ;;
         explain) _qosctl_cgroups ;;
         simulate) mapfile -t COMPREPLY < <(compgen -W 'steady steady-60 coarse square step bursty spike day busy-day' -- "$current") ;;
         pause) mapfile -t COMPREPLY < <(compgen -W '10m 1h' -- "$current") ;;

@@ -8,7 +8,24 @@ from __future__ import annotations
 from typing import assert_never
 
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuStat, CpuWeight, Max, Setting
+from qosd.files import interface_file
+from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
+from qosd.model import (
+    MAX,
+    CpuIdle,
+    CpuMax,
+    CpuMaxBurst,
+    CpusetCpus,
+    CpuStat,
+    CpuWeight,
+    IoBfqWeight,
+    IoLatency,
+    IoMax,
+    IoWeight,
+    Max,
+    MemoryOomGroup,
+    Setting,
+)
 from qosd.topology import format_cpulist, parse_cpulist
 
 _U64_DIGITS = 20
@@ -62,28 +79,40 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
+_FLAGS: dict[str, type[CpuIdle | MemoryOomGroup]] = {
+    "cpu.idle": CpuIdle,
+    "memory.oom.group": MemoryOomGroup,
+}
+
+
+def _parse_cpu_max(raw: bytes) -> CpuMax:
+    fields = raw.split()
+    if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
+        raise Malformed("cpu.max", raw.decode("latin-1"))
+    return CpuMax(parse_limit(fields[0], "cpu.max"), parse_count(fields[1], "cpu.max"))
+
+
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
+    if interface_file(file) in IO_FILES:
+        return parse_io_setting(file, text)
     raw = text.encode("latin-1", "replace")
     match file:
         case "cpu.max":
-            fields = raw.split()
-            if len(fields) != 2:  # noqa: PLR2004 - "$MAX $PERIOD"
-                raise Malformed(file, text)
-            return CpuMax(parse_limit(fields[0], file), parse_count(fields[1], file))
+            return _parse_cpu_max(raw)
         case "cpu.max.burst":
             return CpuMaxBurst(parse_count(raw, file))
         case "cpu.weight":
             return CpuWeight(parse_count(raw, file))
-        case "cpu.idle":
-            return CpuIdle(bool(parse_count(raw, file)))
+        case "cpu.idle" | "memory.oom.group":
+            return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
         case _:
             raise Malformed(file, text)
 
 
-def format_setting(setting: Setting) -> str:
+def format_setting(setting: Setting) -> str:  # noqa: PLR0911 - one return for each kind of text
     """The text the kernel itself would show for this value, so that texts can be compared."""
     match setting:
         case CpuMax():
@@ -96,6 +125,10 @@ def format_setting(setting: Setting) -> str:
             return "1" if setting.idle else "0"
         case CpusetCpus():
             return format_cpulist(setting.cpus)
+        case MemoryOomGroup():
+            return "1" if setting.group else "0"
+        case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
+            return format_io_setting(setting)
         case _:
             assert_never(setting)
 

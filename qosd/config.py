@@ -25,10 +25,14 @@ from qosd.schema.ebpf import Ebpf
 from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.fast import Fast
 from qosd.schema.fast import check as check_fast
+from qosd.schema.io import Io
+from qosd.schema.io import check as check_io
 from qosd.schema.pools import Pool
 from qosd.schema.pools import check as check_pools
 from qosd.schema.prediction import Prediction
 from qosd.schema.prediction import check as check_prediction
+from qosd.schema.signal import SignalRule
+from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
 from qosd.schema.windows import Window
 from qosd.schema.windows import check as check_windows
@@ -83,6 +87,7 @@ class WorkloadRule(Section, frozen=True):
     pool: str | None = None
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
+    oom_group: bool = False
 
 
 DEFAULT_WORKLOADS = (
@@ -98,6 +103,7 @@ class Config(Section, frozen=True):
     cpu: Cpu = Cpu()
     prediction: Prediction = Prediction()
     fast: Fast = Fast()
+    io: Io = Io()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
@@ -107,6 +113,7 @@ class Config(Section, frozen=True):
     workload: tuple[WorkloadRule, ...] = DEFAULT_WORKLOADS
     pool: tuple[Pool, ...] = ()
     window: tuple[Window, ...] = ()
+    signal: tuple[SignalRule, ...] = ()
 
 
 def decode(text: str) -> Config:
@@ -177,6 +184,7 @@ def _check_together(config: Config) -> None:
         or check_cpu(config.cpu)
         or check_prediction(config.prediction)
         or check_fast(config.fast)
+        or check_io(config.io)
         or check_net(config.net)
         or check_ebpf(config.ebpf)
         or check_pools(config.pool)
@@ -192,8 +200,14 @@ def _check_together(config: Config) -> None:
         names.add(rule.name)
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
+        if rule.oom_group and rule.tier is not Tier.BE:
+            raise ConfigError(
+                f"workload[{index}].oom_group: only BE is killed as a whole; {rule.name!r} is LS"
+            )
     _check_overlap(config.workload)
     _check_egress(config)
+    ls_names = frozenset(rule.name for rule in config.workload if rule.tier is Tier.LS)
+    _refuse(check_signals(config.signal, ls_names))
 
 
 def _check_egress(config: Config) -> None:

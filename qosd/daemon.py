@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -25,10 +26,11 @@ from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
 from qosd.reflex import breaches_of
+from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
-from qosd.status import Status
+from qosd.status import DecisionRecord, Status
 from qosd.sys import DIRECTORY, Sys
 
 log = logging.getLogger("qosd")
@@ -86,6 +88,8 @@ class Daemon:
         )
         self._learned = Learned(sys, paths.state, self._engine)
         self._learned.recall()
+        self._remembered = Remembered(sys, paths.state, self._engine)
+        self._remembered.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -119,6 +123,7 @@ class Daemon:
             notify("STOPPING=1")
             server.close()
             self._learned.save()
+            self._remembered.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -202,6 +207,7 @@ class Daemon:
             return
         self._log()
         self._learned.save_if_due()
+        self._remembered.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
@@ -271,13 +277,18 @@ class Daemon:
         engine = self._engine
         views: dict[str, object] = {
             "status": self.status,
-            "decisions": tuple(engine.records),
+            "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
         }
         if command == "snapshots":
             views["snapshots"] = [plain(each) for each in engine.recent_after(request.get("after"))]
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
+        if command in ("feed", "policy"):
+            return engine.hear(command, request, uid)
+        return self._change_for(uid, command, request)
+
+    def _change_for(self, uid: int, command: str, request: dict[str, Any]) -> dict[str, Any]:
         if command not in ("reload", "pause", "resume"):
             return {"error": f"unknown command {command!r}"}
         if uid != 0:
@@ -304,6 +315,11 @@ class Daemon:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _newest(records: Iterable[DecisionRecord], last: object) -> tuple[DecisionRecord, ...]:
+    everything = tuple(records)
+    return everything[-last:] if isinstance(last, int) and last > 0 else everything
 
 
 def _plain(quantity: object) -> object:

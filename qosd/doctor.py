@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from qosd.facts import CONTROLLERS, KERNEL_FILES, Facts
+from qosd.facts import CONTROLLERS, KERNEL_FILES, DiskFacts, Facts
 from qosd.host import HostFacts
 
 _SLOW_CLOCKS = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies", "pit"})
@@ -41,6 +41,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_daemon(facts),
         *_memory(facts),
         *_disks(facts),
+        *_io(facts),
         *_probes(facts),
         *_uplinks(facts),
         *_clock(facts),
@@ -112,13 +113,13 @@ def _psi(host: HostFacts) -> Finding:
 
 
 def _triggers(facts: Facts) -> Iterator[Finding]:
-    if not facts.host.psi or facts.trigger_wanted_usec == 0:
+    if not facts.host.psi or facts.trigger is None:
         return
-    wanted, got = facts.trigger_wanted_usec // 1000, facts.trigger_window_usec
+    wanted, got = facts.trigger.wanted_usec // 1000, facts.trigger.window_usec
     if got is None:
         yield _warn(
             "psi triggers",
-            f"{facts.trigger_refused}: qosd sees at each tick only that LS waits",
+            f"{facts.trigger.refused}: qosd sees at each tick only that LS waits",
             "sudo qosctl doctor" if facts.uid != 0 else "run qosd on the host itself, with CAP_SYS_RESOURCE",
         )
     elif got // 1000 > wanted:
@@ -232,13 +233,38 @@ def _memory(facts: Facts) -> Iterator[Finding]:
 def _disks(facts: Facts) -> Iterator[Finding]:
     for disk in facts.disks:
         if disk.io_cost or disk.scheduler == "bfq":
-            yield _ok(f"disk {disk.name}", "weighs io by cgroup")
+            yield _ok(f"disk {disk.name}", f"weighs io by cgroup: {_weigher(disk)}")
         else:
             yield _warn(
                 f"disk {disk.name}",
                 f"IOWeight has no effect: scheduler {disk.scheduler or 'none'}, io.cost off",
-                f"modprobe bfq; echo bfq > /sys/block/{disk.name}/queue/scheduler (udev rule to keep it)",
+                f"modprobe bfq; echo bfq > /sys/block/{disk.name}/queue/scheduler (udev rule to keep it);"
+                " or io.cost, which is set in the root cgroup, where qosd writes nothing: docs/io.md",
             )
+
+
+def _weigher(disk: DiskFacts) -> str:
+    if not disk.io_cost:
+        return "scheduler bfq"
+    measured = "a model of your own" if disk.io_cost_model == "user" else "the kernel's model of such disks"
+    return f"io.cost with {measured}"
+
+
+def _io(facts: Facts) -> Iterator[Finding]:
+    if facts.io is None:
+        return
+    if facts.io.disks:
+        yield _ok("io disks", f"settings are possible at {', '.join(facts.io.disks)}")
+    else:
+        yield _warn("io disks", "no disk under any mounted filesystem: nothing to limit", "see docs/io.md")
+    for point, why in facts.io.unsupported.items():
+        yield _warn(f"io {point}", f"no limit is possible there: {why}", "see docs/io.md")
+    if facts.io.latency_asked and facts.io.latency_there is False:
+        yield _warn(
+            "io.latency",
+            "this kernel has no io.latency, so [io.latency] target does nothing",
+            "a kernel with CONFIG_BLK_CGROUP_IOLATENCY (Debian's cloud kernel has none)",
+        )
 
 
 def _probes(facts: Facts) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -11,14 +12,18 @@ from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
 from qosd.config import Config, Mode
 from qosd.cpu import predict, squeeze
+from qosd.disks import Disks
 from qosd.egress import Change, Egress
+from qosd.feeds import Feeds
 from qosd.files import Key
-from qosd.interference.baseline import runq_thresholds
+from qosd.interference import baseline
 from qosd.journal import Journal
-from qosd.model import Breach, CpuMax, Snapshot
+from qosd.model import Breach, CpuMax, Snapshot, Tier
 from qosd.plan import Desired, Ledger, Now, Plan, diff, key_of, tightens
+from qosd.policies import Policies
 from qosd.probes import Probes
 from qosd.reflex import Reflex
+from qosd.schema.io import wants_disks
 from qosd.sense import HostFiles, Sensor
 from qosd.sys import Sys
 
@@ -90,6 +95,9 @@ class Engine:
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(sys, root_fd)
         self.probes = Probes(config)
+        self.feeds = Feeds(sys, config.signal)
+        self.policies = Policies()
+        self.disks = Disks(sys, host.proc, host.sysfs)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -120,7 +128,18 @@ class Engine:
         self._host.follow(config)
         self.note_network(self.egress.reconfigure(config))
         self.probes.reconfigure(config)
+        if config.signal != self.config.signal:
+            self.feeds.reconfigure(config.signal)
         self.config = config
+
+    @property
+    def baselines(self) -> baseline.State:
+        """What is normal for LS, as learned so far."""
+        return self._state.baseline
+
+    @baselines.setter
+    def baselines(self, learned: baseline.State) -> None:
+        self._state = msgspec.structs.replace(self._state, baseline=learned)
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -159,6 +178,10 @@ class Engine:
             self.paused_until = None
         now = self.reflex.enter(self._sensor.snapshot(self._tick))
         now = msgspec.structs.replace(now, probed=self.probes.sample(now))
+        if wants_disks(self.config.io):
+            now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
+        if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
+            now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
@@ -174,7 +197,7 @@ class Engine:
         self.reflex.note(self.config, self.mode, now)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
-        self.probes.set_thresholds(runq_thresholds(decision.readings), now)
+        self.probes.set_thresholds(baseline.runq_thresholds(decision.readings), now)
         built = msgspec.structs.replace(
             self._status(prev, now, decision, plan, report, files),
             net=net,
@@ -264,8 +287,17 @@ class Engine:
         self.reflex.triggers.disarm()
         self.note_network(self.egress.close())
         self.probes.close()
+        self.feeds.close()
+        self.policies.close()
         self._sensor.close()
         self._host.close()
+
+    def hear(self, command: str, request: dict[str, Any], uid: int) -> dict[str, Any]:
+        """`feed` and `policy` of the control socket: what operators say of their services."""
+        if command == "feed":
+            return self.feeds.answer(request, uid)
+        ls_names = frozenset(rule.name for rule in self.config.workload if rule.tier is Tier.LS)
+        return self.policies.answer(request, uid, ls_names)
 
     def _note(self, report: Report) -> None:
         self.counters.add(report)
@@ -325,6 +357,8 @@ class Engine:
             paused_until=self.paused_until,
             reflex=self.reflex.status(now, decision.squeeze),
             cpu=decision.cpu,
+            feeds=now.feeds,
+            policies=self.policies.status(),
         )
 
     def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:

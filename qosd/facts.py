@@ -52,6 +52,18 @@ class DiskFacts(msgspec.Struct, frozen=True):
     name: str
     scheduler: str | None
     io_cost: bool
+    io_cost_model: str | None = None
+    """`auto`: the kernel's own of such disks; `user`: somebody measured it."""
+
+
+class IoFacts(msgspec.Struct, frozen=True):
+    """What the settings for single disks would meet; None in `Facts` while none is asked for."""
+
+    disks: tuple[str, ...]
+    unsupported: dict[str, str] = {}
+    """By mount point."""
+    latency_asked: bool = False
+    latency_there: bool | None = None
 
 
 class UplinkFacts(msgspec.Struct, frozen=True):
@@ -59,6 +71,15 @@ class UplinkFacts(msgspec.Struct, frozen=True):
     ok: bool
     text: str
     remedy: str | None = None
+
+
+class TriggerFacts(msgspec.Struct, frozen=True):
+    """A PSI trigger on the host's cpu pressure, for a moment."""
+
+    wanted_usec: int
+    window_usec: int | None
+    """The shortest window that the kernel took, of those qosd would try."""
+    refused: str | None = None
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -88,9 +109,7 @@ class Facts(msgspec.Struct, frozen=True):
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
     uplinks: tuple[UplinkFacts, ...] = ()
-    trigger_window_usec: int | None = None
-    """The shortest window that the kernel took for a PSI trigger, of those qosd would try."""
-    trigger_wanted_usec: int = 0
-    trigger_refused: str | None = None
+    trigger: TriggerFacts | None = None
     probes: tuple[ProbeStatus, ...] | None = None
     """As the running daemon says; None: no daemon to ask."""
+    io: IoFacts | None = None

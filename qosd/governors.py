@@ -8,6 +8,8 @@ from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, squeeze, weight, windows
 from qosd.cpu.view import CpuView
 from qosd.interference import baseline
+from qosd.io import decide as io
+from qosd.memory import oom
 from qosd.model import Breach, Snapshot, Tier
 from qosd.plan import Desired, Reason
 
@@ -21,6 +23,13 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.LS, "cpuset.cpus"): "cpu.cpuset",
     (Tier.LS, "cpu.max"): "cpu.burst",
     (Tier.LS, "cpu.max.burst"): "cpu.burst",
+    (Tier.BE, "memory.oom.group"): "memory.oom",
+    (Tier.LS, "io.weight"): "io.weight",
+    (Tier.LS, "io.bfq.weight"): "io.weight",
+    (Tier.LS, "io.latency"): "io.latency",
+    (Tier.BE, "io.weight"): "io.weight",
+    (Tier.BE, "io.bfq.weight"): "io.weight",
+    (Tier.BE, "io.max"): "io.limits",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -38,6 +47,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     burst: burst.State = burst.State()
     baseline: baseline.State = baseline.State()
     squeeze: squeeze.State = squeeze.State()
+    io: io.State = io.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -62,11 +72,12 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
     baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
-    desired = (*weight.decide(config, now), *limits, *masks, *lent)
+    io_state, ios = io.decide(config, prev, now, state.io)
+    desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
     following = State(
         allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
     )
-    following = msgspec.structs.replace(following, squeeze=squeeze_state)
+    following = msgspec.structs.replace(following, io=io_state, squeeze=squeeze_state)
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
     return following, Decision(desired, left, view, readings, squeeze_state.factor)
 

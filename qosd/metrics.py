@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import cpumetrics, exposition
+from qosd import cpumetrics, exposition, metrics_io
 from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
@@ -79,6 +79,7 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     if status.reflex is not None:
         yield from _reflex(status.reflex)
     yield from cpumetrics.collect(status.cpu)
+    yield from metrics_io.collect(status, now)
     if status.net is not None:
         yield from network.collect(status.net)
     if status.ebpf is not None:

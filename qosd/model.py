@@ -60,6 +60,15 @@ class Pressure(msgspec.Struct, frozen=True, gc=False):
     full: Stall | None = None
 
 
+class DiskIo(msgspec.Struct, frozen=True, gc=False):
+    """A device's line of io.stat: bytes and requests since the cgroup began. Discards are not use."""
+
+    rbytes: int
+    wbytes: int
+    rios: int
+    wios: int
+
+
 class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     """What one cgroup's files held when the tick read them; a field is None where the file could not say."""
 
@@ -72,6 +81,8 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
     populated: bool | None = None
+    io: dict[str, DiskIo] | None = None
+    """io.stat by MAJ:MIN; of workloads only, and only where the io controller is on."""
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
@@ -176,6 +187,20 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
     """Block reads and writes, from allocation to completion."""
 
 
+class Feed(msgspec.Struct, frozen=True, gc=False):
+    """What one `[[signal]]` last said of a workload; `value` is None while that is unknown or too old."""
+
+    name: str
+    workload: str
+    unit: str
+    value: float | None = None
+    age_usec: int | None = None
+    """Since it was measured; None if it never was."""
+    slo: float | None = None
+    error: str | None = None
+    """Why the source said nothing this time."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """Everything one tick saw. Rates come only from two of these."""
 
@@ -197,6 +222,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """What was reported since the last snapshot, in order."""
     probed: tuple[Probed, ...] = ()
     """Intervals and not counters, unlike all else: what an LRU map threw out has no earlier value."""
+    disks: tuple[str, ...] = ()
+    """Whole disks (MAJ:MIN) under the mounted filesystems; looked for only while a governor needs them."""
+    feeds: tuple[Feed, ...] = ()
+    """What operators say of their services; one for each `[[signal]]`."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
@@ -236,7 +265,62 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
     cpus: tuple[int, ...]
 
 
-Setting = CpuMax | CpuMaxBurst | CpuWeight | CpuIdle | CpusetCpus
+class MemoryOomGroup(msgspec.Struct, frozen=True, gc=False, tag="memory.oom.group", tag_field="file"):
+    file: ClassVar[str] = "memory.oom.group"
+    group: bool
+
+
+class IoWeight(msgspec.Struct, frozen=True, gc=False, tag="io.weight", tag_field="file"):
+    """The weight on every device that has none of its own: the `default` line. io.cost's."""
+
+    file: ClassVar[str] = "io.weight default"
+    weight: int
+
+
+class IoBfqWeight(msgspec.Struct, frozen=True, gc=False, tag="io.bfq.weight", tag_field="file"):
+    """The same for the bfq scheduler, which knows nothing of io.weight."""
+
+    file: ClassVar[str] = "io.bfq.weight default"
+    weight: int
+
+
+class IoMax(msgspec.Struct, frozen=True, gc=False, tag="io.max", tag_field="file"):
+    """One device's line: bytes and requests a second."""
+
+    device: str
+    rbps: int | Max
+    wbps: int | Max
+    riops: int | Max
+    wiops: int | Max
+
+    @property
+    def file(self) -> str:
+        return f"io.max {self.device}"
+
+
+class IoLatency(msgspec.Struct, frozen=True, gc=False, tag="io.latency", tag_field="file"):
+    """One device's line; a target of 0 is none."""
+
+    device: str
+    target_usec: int
+
+    @property
+    def file(self) -> str:
+        return f"io.latency {self.device}"
+
+
+Setting = (
+    CpuMax
+    | CpuMaxBurst
+    | CpuWeight
+    | CpuIdle
+    | CpusetCpus
+    | MemoryOomGroup
+    | IoWeight
+    | IoBfqWeight
+    | IoMax
+    | IoLatency
+)
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 

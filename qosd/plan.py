@@ -9,7 +9,7 @@ import msgspec
 from qosd.cgroupfs import format_setting, parse_setting
 from qosd.config import OnForeignWrite, Ownership
 from qosd.errors import Malformed
-from qosd.files import Key, restore_rank
+from qosd.files import Key, restore_rank, value_of
 from qosd.model import CgroupId, CpuMax, CpusetCpus, Max, Setting, Tier
 
 
@@ -115,7 +115,7 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
     states: dict[Key, Standing] = {}
     for wanted in desired:
         key = Key(wanted.cgroup_id, wanted.setting.file)
-        current = now.files.get(key)
+        current = value_of(now.files, key)
         if current is None or not _is_readable(key.file, current):
             states[key] = Standing.ABSENT
             continue
@@ -204,7 +204,7 @@ def _release(unwanted: Ledger, now: Now, following: Ledger, forgets: list[Key]) 
     """The files nobody wants any more: those to restore, and what is left to remember of the others."""
     restores: list[Key] = []
     for key, state in unwanted.items():
-        current = now.files.get(key)
+        current = value_of(now.files, key)
         if state.ours is not None and now.monotonic_usec < state.retry_at:
             continue
         if state.ours is not None and current in (None, state.ours, state.original):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qosd.errors import Malformed
 
-_POINT, _OPTIONS, _SUPER_OPTIONS = 4, 5, 2
+_DEVICE, _POINT, _OPTIONS, _SUPER_OPTIONS = 2, 4, 5, 2
 _KIB = 1024
 _U64_DIGITS = 20
 _FIELDS = 8  # user nice system idle iowait irq softirq steal; guest time is already inside user
@@ -88,6 +88,9 @@ class Mount(NamedTuple):
     fstype: str
     options: frozenset[str]
     super_options: frozenset[str]
+    device: str = ""
+    """MAJ:MIN; of btrfs, network and memory filesystems a number that is no device's."""
+    source: str = ""
 
 
 def parse_mounts(mountinfo: bytes) -> list[Mount]:
@@ -99,7 +102,8 @@ def parse_mounts(mountinfo: bytes) -> list[Mount]:
         if len(fields) > _OPTIONS and len(tail) > _SUPER_OPTIONS:
             options = frozenset(fields[_OPTIONS].split(","))
             super_options = frozenset(tail[_SUPER_OPTIONS].split(","))
-            mounts.append(Mount(_unescape(fields[_POINT]), tail[0], options, super_options))
+            point, source = _unescape(fields[_POINT]), _unescape(tail[1])
+            mounts.append(Mount(point, tail[0], options, super_options, fields[_DEVICE], source))
     return mounts
 
 

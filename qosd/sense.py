@@ -6,12 +6,25 @@ import contextlib
 import os
 from collections.abc import Mapping
 
+import msgspec
+
 from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
 from qosd.files import Key
-from qosd.model import CgroupId, CgroupSample, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.iofs import parse_io_stat
+from qosd.model import (
+    CgroupId,
+    CgroupSample,
+    DiskIo,
+    HostSample,
+    Pressure,
+    Snapshot,
+    Tier,
+    Topology,
+    Workload,
+)
 from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
 from qosd.sysfs import read_topology
@@ -27,6 +40,7 @@ from qosd.watch import (
 )
 
 _STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
+_IO_STAT_SIZE = 1 << 16  # a line of some 100 bytes for each device
 _RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
 _SYSTEMD = "/run/systemd"
 
@@ -34,13 +48,14 @@ _SYSTEMD = "/run/systemd"
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "last", "match", "settings", "stat", "watched")
+    __slots__ = ("below", "dir_fd", "files", "io_stat", "last", "match", "settings", "stat", "watched")
 
     def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
         self.match = match
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.io_stat: KeptFile[dict[str, DiskIo]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
         self.last: CgroupSample | None = None
@@ -52,16 +67,18 @@ class Root:
         if None in self.files:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
+        if self.io_stat is None:
+            self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
         for file in self.watched:
             if file not in self.settings and (kept := keep(sys, self.dir_fd, file, text)) is not None:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 2 + FILES + len(self.settings)
+        return 3 + FILES + len(self.settings)
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
-        for kept in (self.stat, *self.settings.values()):
+        for kept in (self.stat, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -78,6 +95,8 @@ class HostFiles:
 
     def __init__(self, sys: Sys, proc: str, sysfs: str) -> None:
         self._sys = sys
+        self.proc = proc
+        self.sysfs = sysfs
         self._cpus_fd = sys.open(f"{sysfs}/devices/system/cpu", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.online = keep(
             sys, self._cpus_fd, "online", lambda raw: topology.parse_cpulist(text(raw), "online")
@@ -261,7 +280,9 @@ class Sensor:
     def _sample(self, root: Root, unknown: dict[str, str]) -> Workload | None:
         match = root.match
         try:
-            root.last = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            sample = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
+            io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
+            root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
             below = read_kept(root.stat, match.path, unknown)
             files = {
                 file: value

@@ -9,11 +9,12 @@ from qosd.cgroupfs import format_setting
 from qosd.cpu.allowance import Usage, workload_cores
 from qosd.cpu.view import CpuView
 from qosd.ebpf.status import ProbesView
-from qosd.files import Key
+from qosd.files import Key, value_of
 from qosd.governors import Decision
-from qosd.model import Pressure, Snapshot, Tier, Workload, printable
+from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
+from qosd.policies import PolicyStatus
 from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits, tier_waits
 
@@ -49,6 +50,8 @@ class WorkloadStatus(msgspec.Struct, frozen=True):
     cpu_pressure: Pressure | None
     memory_pressure: Pressure | None
     io_pressure: Pressure | None
+    io: dict[str, DiskIo] | None = None
+    """io.stat by MAJ:MIN; None where the io controller is off."""
 
 
 class SettingStatus(msgspec.Struct, frozen=True):
@@ -115,6 +118,9 @@ class Status(msgspec.Struct, frozen=True):
     """What is found and done between two ticks."""
     cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None
+    feeds: tuple[Feed, ...] = ()
+    """What each `[[signal]]`, and each signal of a policy, last said."""
+    policies: tuple[PolicyStatus, ...] = ()
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
@@ -164,6 +170,7 @@ def workload_status(prev: Snapshot | None, now: Snapshot, workload: Workload) ->
         sample.cpu_pressure,
         sample.memory_pressure,
         sample.io_pressure,
+        sample.io,
     )
 
 
@@ -176,7 +183,7 @@ def setting_status(
         key = Key(wanted.cgroup_id, wanted.setting.file)
         state = ledger.get(key, FileState())
         standing = plan.states[key].value if key in plan.states else "released"
-        value = files.get(key)
+        value = value_of(files, key)
         done = written.get(key)
         if done is not None and done.result == "written":
             standing, value = "in-force", done.write.new

@@ -13,13 +13,25 @@ from qosd import trigger
 from qosd.config import Config, WorkloadRule
 from qosd.configfile import read_config
 from qosd.discover import Match, resolve
+from qosd.disks import find
 from qosd.engine import NEVER_TOUCHED
 from qosd.errors import ConfigError
-from qosd.facts import KERNEL_FILES, CgroupFacts, DiskFacts, Facts, PatternFacts, SliceFacts, UplinkFacts
+from qosd.facts import (
+    KERNEL_FILES,
+    CgroupFacts,
+    DiskFacts,
+    Facts,
+    IoFacts,
+    PatternFacts,
+    SliceFacts,
+    TriggerFacts,
+    UplinkFacts,
+)
 from qosd.host import HostFacts, probe_host
-from qosd.model import printable
+from qosd.model import Tier, printable
 from qosd.net import survey as net
 from qosd.schema.fast import Fast
+from qosd.schema.io import wants_disks
 from qosd.sys import DIRECTORY, Sys
 
 _OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
@@ -57,7 +69,8 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _steal_pct(),
         _disks(host.cgroup_root),
         _uplinks(config),
-        *_trigger(config.fast, proc),
+        io=_io(config, cgroups, proc),
+        trigger=_trigger(config.fast, proc),
     )
 
 
@@ -78,8 +91,7 @@ def _uplinks(config: Config) -> tuple[UplinkFacts, ...]:
         return (UplinkFacts("net", ok=False, text=why, remedy="run it on the host, as root"),)
 
 
-def _trigger(fast: Fast, proc: str) -> tuple[int | None, int, str | None]:
-    """For a moment, a trigger on the host's own cpu pressure: its window, the one wanted, or why not."""
+def _trigger(fast: Fast, proc: str) -> TriggerFacts:
     sys = Sys()
     try:
         dir_fd = sys.open(f"{proc}/pressure", DIRECTORY)
@@ -89,8 +101,8 @@ def _trigger(fast: Fast, proc: str) -> tuple[int | None, int, str | None]:
         finally:
             sys.close(dir_fd)
     except OSError as error:
-        return None, int(fast.window), trigger.why(error)
-    return window_usec, int(fast.window), None
+        return TriggerFacts(int(fast.window), None, trigger.why(error))
+    return TriggerFacts(int(fast.window), window_usec)
 
 
 def _read(path: str) -> str | None:
@@ -219,13 +231,32 @@ def _disks(root: str | None) -> tuple[DiskFacts, ...]:
         names = sorted(os.listdir("/sys/block"))
     except OSError:
         return ()
-    cost = _read(f"{root}/io.cost.qos") or ""
+    cost, models = (_read(f"{root}/io.cost.{kind}") or "" for kind in ("qos", "model"))
     disks = []
     for name in names:
         if name.startswith(_NOT_DISKS):
             continue
         chosen = (_read(f"/sys/block/{name}/queue/scheduler") or "").partition("[")[2].partition("]")[0]
         device = _read(f"/sys/block/{name}/dev")
-        weighs = any(line.split()[:1] == [device] and "enable=1" in line for line in cost.splitlines())
-        disks.append(DiskFacts(name, chosen or None, weighs))
+        weighs = _setting_of(cost, device, "enable") == "1"
+        model = _setting_of(models, device, "ctrl") if weighs else None
+        disks.append(DiskFacts(name, chosen or None, weighs, model))
     return tuple(disks)
+
+
+def _setting_of(text: str, device: str | None, key: str) -> str | None:
+    """`1` of `8:16 enable=1 ...`: the root's io.cost files have a line for each device that was set."""
+    for line in text.splitlines():
+        name, *fields = line.split()
+        if name == device:
+            return dict(field.partition("=")[::2] for field in fields).get(key)
+    return None
+
+
+def _io(config: Config, cgroups: tuple[CgroupFacts, ...], proc: str) -> IoFacts | None:
+    if not wants_disks(config.io):
+        return None
+    found = find(Sys(), proc, "/sys")
+    ls = [cgroup.files for cgroup in cgroups if cgroup.tier is Tier.LS and "io.stat" in cgroup.files]
+    there = any("io.latency" in files for files in ls) if ls else None
+    return IoFacts(found.disks, dict(found.unsupported), config.io.latency.target > 0, there)

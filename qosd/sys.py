@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from qosd.errors import CgroupGone
+from qosd.files import interface_file, line_of, line_to_write
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO planted under a delegated cgroup's name must not hang the tick.
@@ -102,12 +103,13 @@ def read_all(sys: Sys, fd: int) -> bytes:
 
 
 def read_interface(sys: Sys, dir_fd: int, file: str) -> bytes:
-    """Open, read and close one interface file; errors as the kernel gives them."""
-    fd = open_interface(sys, dir_fd, file)
+    """Open, read and close one interface file, or a line of it; errors as the kernel gives them."""
+    fd = open_interface(sys, dir_fd, interface_file(file))
     try:
-        return read_all(sys, fd)
+        whole = read_all(sys, fd)
     finally:
         sys.close(fd)
+    return line_of(file, whole.decode("latin-1")).encode("latin-1")
 
 
 def write_interface(sys: Sys, dir_fd: int, file: str, text: str) -> None:
@@ -116,9 +118,9 @@ def write_interface(sys: Sys, dir_fd: int, file: str, text: str) -> None:
     The newline is part of the value: a bare "" would be no write at all, and pressure files overwrite
     the last byte they are given. EINTR is retried by Python itself (PEP 475).
     """
-    fd = open_interface(sys, dir_fd, file, WRITE)
+    fd = open_interface(sys, dir_fd, interface_file(file), WRITE)
     try:
-        data = text.encode("utf-8", "surrogateescape") + b"\n"
+        data = line_to_write(file, text).encode("utf-8", "surrogateescape") + b"\n"
         # Only regular files of a test tree have a length to cut; kernfs accepts and ignores it.
         sys.ftruncate(fd, 0)
         written = sys.write(fd, data)

@@ -18,7 +18,7 @@ from qosd.act import Actuator, Backoff, Report
 from qosd.config import Config, Ownership, decode
 from qosd.engine import Engine
 from qosd.errors import Malformed
-from qosd.files import Key
+from qosd.files import Key, interface_file
 from qosd.journal import Journal, restore_from
 from qosd.model import CgroupId, Setting, Tier
 from qosd.plan import Desired, Ledger, Now, Plan, Reason, diff
@@ -43,6 +43,15 @@ CPU_FILES = {
     "cgroup.freeze": "0\n",
     "cgroup.events": "populated 1\nfrozen 0\n",
 }
+IO_FILES = {
+    "io.max": "\n",
+    "io.latency": "\n",
+    "io.weight": "default 100\n",
+    "io.bfq.weight": "default 100\n",
+    "io.stat": "",
+    "memory.oom.group": "0\n",
+}
+DISKS = ("8:0", "8:16")
 BOOT = "11111111-2222-3333-4444-555555555555"
 
 
@@ -270,12 +279,63 @@ def _cpuset_cpus(group: Path, text: str) -> str:
     return format_cpulist(cpus)
 
 
+def _lines(group: Path, file: str) -> dict[str, str]:
+    """A file with a line for each device, as the kernel keeps it."""
+    lines = (line.partition(" ") for line in text_of(group / file).splitlines())
+    return {device: value for device, _, value in lines}
+
+
+def _with_line(group: Path, file: str, device: str, value: str | None) -> str:
+    """blkg_conf_prep() knows the device; a line that says nothing is not shown."""
+    if "\n" in device + (value or ""):
+        raise _refuse(errno.EINVAL)
+    if device not in DISKS:
+        raise _refuse(errno.ENODEV)
+    lines = {**_lines(group, file), device: value}
+    return "\n".join(f"{name} {kept}" for name, kept in lines.items() if kept is not None)
+
+
+def _io_max(group: Path, text: str) -> str:
+    """tg_set_limit(): what is not named stays, 0 is ERANGE."""
+    device, _, rest = text.partition(" ")
+    names = ("rbps", "wbps", "riops", "wiops")
+    before = _lines(group, "io.max").get(device, " ".join(f"{name}=max" for name in names))
+    limits = dict(field.split("=") for field in [*before.split(), *rest.split()])
+    if set(limits) != set(names):
+        raise _refuse(errno.EINVAL)
+    if any(value != "max" and not _number(value) for value in limits.values()):
+        raise _refuse(errno.ERANGE)
+    value = " ".join(f"{name}={limits[name]}" for name in names)
+    return _with_line(group, "io.max", device, None if set(limits.values()) == {"max"} else value)
+
+
+def _io_latency(group: Path, text: str) -> str:
+    """iolatency_set_limit()."""
+    device, _, rest = text.partition(" ")
+    target = _number(rest.removeprefix("target="))
+    return _with_line(group, "io.latency", device, f"target={target}" if target else None)
+
+
+def _io_weight(group: Path, text: str) -> str:
+    """ioc_weight_write(): `default N`, or a device and its weight."""
+    head, _, rest = text.partition(" ")
+    if head == "default":
+        if not 1 <= _number(rest) <= 10_000:
+            raise _refuse(errno.ERANGE)
+        others = text_of(group / "io.weight").splitlines()[1:]
+        return "\n".join([f"default {rest}", *others])
+    return _with_line(group, "io.weight", head, None if rest == "default" else rest)
+
+
 _RULES: dict[str, Callable[[Path, str], str]] = {
     "cpu.max": _cpu_max,
     "cpu.max.burst": _cpu_max_burst,
     "cpu.weight": _cpu_weight,
     "cpu.idle": _cpu_idle,
     "cpuset.cpus": _cpuset_cpus,
+    "io.max": _io_max,
+    "io.latency": _io_latency,
+    "io.weight": _io_weight,
 }
 
 
@@ -314,7 +374,8 @@ class Loop:
     def read(self, desired: Iterable[Desired]) -> dict[Key, str]:
         keys = {Key(wanted.cgroup_id, wanted.setting.file) for wanted in desired} | self.ledger.keys()
         groups = {directory.stat().st_ino: directory for directory in self.root.rglob("*/")}
-        places = {key: groups[key.cgroup_id] / key.file for key in keys if key.cgroup_id in groups}
+        whole = {Key(key.cgroup_id, interface_file(key.file)) for key in keys}
+        places = {key: groups[key.cgroup_id] / key.file for key in whole if key.cgroup_id in groups}
         return {key: text_of(file) for key, file in places.items() if file.is_file()}
 
     def plan(self, desired: tuple[Desired, ...], *, reloaded: bool = False) -> Plan:
@@ -407,7 +468,7 @@ class Box:
         return {
             str(path.relative_to(self.root)): path.read_bytes()
             for path in sorted(self.root.rglob("*"))
-            if path.name in CPU_FILES and path.is_file()
+            if path.name in {**CPU_FILES, **IO_FILES} and path.name != "io.stat" and path.is_file()
         }
 
     def close(self) -> None:

@@ -14,9 +14,10 @@ from qosd.ctl.status import short_reason
 from qosd.status import DecisionRecord
 
 
-def fetch(socket: str) -> tuple[DecisionRecord, ...]:
-    """What the daemon remembers, oldest first."""
-    return client.ask_for(socket, "decisions", tuple[DecisionRecord, ...])
+def fetch(socket: str, last: int | None = None) -> tuple[DecisionRecord, ...]:
+    """What the daemon remembers, oldest first; with `last` only so many of the newest."""
+    arguments = {} if last is None else {"last": last}
+    return client.ask_for(socket, "decisions", tuple[DecisionRecord, ...], **arguments)
 
 
 def select(

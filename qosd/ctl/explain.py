@@ -15,6 +15,7 @@ from qosd.ctl.cgroups import exists, resolve
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
+from qosd.files import interface_file
 from qosd.net.status import EgressStatus, UplinkView
 from qosd.plan import Reason
 from qosd.procfs import cgroup2_mount
@@ -105,9 +106,14 @@ def explain(
 def only_file(explained: Explanation, file: str) -> Explanation:
     return msgspec.structs.replace(
         explained,
-        settings=tuple(setting for setting in explained.settings if setting.file == file),
-        decisions=tuple(record for record in explained.decisions if record.file == file),
+        settings=tuple(setting for setting in explained.settings if _is(setting.file, file)),
+        decisions=tuple(record for record in explained.decisions if _is(record.file, file)),
     )
+
+
+def _is(file: str, asked: str) -> bool:
+    """`io.max` asks for each of its lines as well."""
+    return asked in (file, interface_file(file))
 
 
 def render(explained: Explanation, now: float) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qosd import __version__
-from qosd.ctl import client, exits, run, steer
+from qosd.ctl import client, exits, feed, policy, run, steer
 from qosd.ctl.options import Options, as_json, print_json, use, whole_duration
 
 _DEFAULT_CONFIG = "/etc/qosd/qosd.toml"
@@ -41,6 +41,17 @@ def status(options: Options, json: bool, watch: bool) -> None:  # noqa: FBT001 -
     from qosd.ctl import status as screen  # noqa: PLC0415 - rich
 
     screen.show(options.socket, watch=watch)
+
+
+@cli.command()
+@click.option("--ticks", "count", type=click.IntRange(min=1), metavar="N", help="Only so many ticks.")
+@click.option("--json", "json", is_flag=True, help="Print one JSON document a tick, each on a line.")
+@use
+def top(options: Options, count: int | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """Each tick as it happens: tiers, allowance, waits, signals and decisions; q quits. Lines when piped."""
+    from qosd.ctl import top as screen  # noqa: PLC0415 - rich
+
+    screen.show(options.socket, count, json=json)
 
 
 @cli.command()
@@ -155,7 +166,7 @@ def simulate(scenario: str | None, config: str, duration: str | None, json: bool
     simulation.show(scenario, config, usec, json=json)
 
 
-for _command in (steer.reload, steer.pause, steer.resume, steer.restore, run.run):
+for _command in (feed.feed, policy.policy, steer.reload, steer.pause, steer.resume, steer.restore, run.run):
     cli.add_command(_command)
 
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, cpu, network, probes, reflex, screen
+from qosd.ctl import client, cpu, network, probes, reflex, screen, signals
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -42,7 +42,7 @@ STATES = {
 
 def render(status: Status, now: float, width: int) -> Group:
     """The whole screen; `now` is the wall clock."""
-    parts: list[RenderableType] = [_headline(status, now), *_warnings(status, now), Text()]
+    parts: list[RenderableType] = [headline(status, now), *warnings(status, now), Text()]
     parts += [
         _facts(status, now, width),
         Text(),
@@ -54,6 +54,8 @@ def render(status: Status, now: float, width: int) -> Group:
         parts += [Text(), *extra]
     if status.ebpf is not None and any(each.count for each in status.ebpf.latencies):
         parts += [Text(), *probes.section(status.ebpf)]
+    if status.feeds:
+        parts += [Text(), signals.table(status.feeds, max(now - status.time, 0.0))]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
     if status.refused:
@@ -64,7 +66,7 @@ def render(status: Status, now: float, width: int) -> Group:
 def _facts(status: Status, now: float, width: int) -> RenderableType:
     grid = screen.facts()
     grid.add_row("Host", _host(status))
-    grid.add_row("CPUs", _cpu_bar(status, width))
+    grid.add_row("CPUs", cpu_bar(status, width))
     be = status.tiers.get("be")
     if be is not None and be.reason is not None:
         sentence, colon, formula = be.reason.text.partition(": ")
@@ -77,7 +79,7 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
     return grid
 
 
-def _headline(status: Status, now: float) -> Text:
+def headline(status: Status, now: float) -> Text:
     words, style = MODES.get(status.mode, (status.mode, "bold"))
     text = Text.assemble(("qosd ", "bold"), f"{status.version} is ", (words, style))
     if status.mode == "paused":
@@ -90,7 +92,7 @@ def _headline(status: Status, now: float) -> Text:
     return text
 
 
-def _warnings(status: Status, now: float) -> Iterator[Text]:
+def warnings(status: Status, now: float) -> Iterator[Text]:
     age = now - status.time
     if age > _STUCK_INTERVALS * status.interval_ms / 1000:
         yield Text(f"! the last tick was {screen.duration(age)} ago: the loop is stuck", "bold red")
@@ -112,7 +114,7 @@ def _host(status: Status) -> str:
     )
 
 
-def _cpu_bar(status: Status, width: int) -> Text:
+def cpu_bar(status: Status, width: int) -> Text:
     """`[LLssssBBBB......]`: who uses the CPUs now."""
     empty = TierStatus(None)
     ls = status.tiers.get("ls", empty).cpu_cores
@@ -138,7 +140,7 @@ def _workloads(status: Status, width: int) -> RenderableType:
         )
     numbers = ("CPUs", "MEMORY", "CPU WAIT", "MEM WAIT", "IO WAIT")
     table = screen.table("WORKLOAD", "TIER", *numbers, "CGROUP", right=numbers)
-    ranked = sorted(status.workloads, key=_importance)
+    ranked = sorted(status.workloads, key=importance)
     for workload in ranked[:_ROWS]:
         table.add_row(
             workload.name,
@@ -158,7 +160,7 @@ def _and_more(rows: Sequence[object], what: str) -> Iterator[Text]:
         yield Text(f"and {len(rows) - _ROWS} more {what}: qosctl status --json has them all")
 
 
-def _importance(workload: WorkloadStatus) -> tuple[bool, int, float]:
+def importance(workload: WorkloadStatus) -> tuple[bool, int, float]:
     return workload.tier.value != "ls", workload.priority, -(workload.cpu_cores or 0.0)
 
 

@@ -80,6 +80,10 @@ class Object:
     def maps(self) -> tuple[str, ...]:
         return tuple(self._maps)
 
+    def shapes(self) -> dict[str, Map]:
+        """What the maps will be, to look at before load too; they have no fd then."""
+        return {name: Map.of_pointer(self._library, pointer) for name, pointer in self._maps.items()}
+
     def resize(self, name: str, max_entries: int) -> None:
         """Before load only."""
         result = self._call.bpf_map__set_max_entries(self._maps[name], max_entries)

@@ -112,6 +112,13 @@ def moved(state: State, at_usec: int, away_usec: int) -> State:
     return State({key: known.moved(at_usec, away_usec) for key, known in state.learned.items()})
 
 
+def as_of(state: State, at_usec: int) -> State:
+    """As it may be saved: nothing in it depends on when it was learned any more."""
+    return State(
+        {key: known.moved(at_usec, at_usec - known.since_usec) for key, known in state.learned.items()}
+    )
+
+
 def _intervals(probed: Probed | None) -> Iterator[tuple[str, Histogram]]:
     if probed is not None:
         for signal, interval in zip(SIGNALS, (probed.runq, probed.reclaim, probed.blkio), strict=True):

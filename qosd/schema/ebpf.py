@@ -25,6 +25,7 @@ class Baseline(Section, frozen=True):
     factor: Annotated[float, Meta(ge=1, le=1000)] = 3.0
     half_life: Duration = Duration(86_400_000_000)
     quiet_pct: Percent = 10.0
+    checkpoint: Duration = Duration(600_000_000)
     min_learned: Annotated[int, Meta(ge=1)] = 1000
     min_evidence: Annotated[int, Meta(ge=1)] = 20
     runq_floor: Duration = Duration(1_000)
@@ -60,6 +61,7 @@ def check(ebpf: Ebpf) -> str | None:
         within(
             "ebpf.baseline.half_life", baseline.half_life, 60_000_000, 30 * 86_400_000_000, "1min to 720h"
         ),
+        within("ebpf.baseline.checkpoint", baseline.checkpoint, 10_000_000, 86_400_000_000, "10s to 24h"),
         *(
             within(f"ebpf.baseline.{name}", value, 1, _LONGEST, "1us to 1min")
             for name, value in limits.items()

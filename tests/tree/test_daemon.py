@@ -269,3 +269,45 @@ def test_a_reaction_that_fails_gives_everything_back_and_only_observes_from_then
     assert host.contents() == before
     assert "reaction failed" in caplog.text
     host.close()
+
+
+SIGNAL = '[[signal]]\nname = "p99"\nworkload = "ls"\nslo = 20.0\n'
+
+
+def test_a_fed_value_is_in_the_next_status_and_survives_a_reload(tmp_path: Path) -> None:
+    host = Host(tmp_path, CONFIG + SIGNAL)
+    host.daemon_ticks(3)
+    request = {"command": "feed", "name": "p99", "value": "0.03", "unit": "s"}
+
+    assert host.daemon._handle(request, 1000)["kind"] == "not-permitted"
+    assert host.daemon._handle(request, 0) == {
+        "ok": {"name": "p99", "value": 30.0, "unit": "ms", "slo": 20.0}
+    }
+    host.daemon_ticks(1)
+    answer = host.daemon._handle({"command": "status"}, 1000)["ok"]
+    assert list(answer["feeds"]) == [
+        {
+            "name": "p99",
+            "workload": "ls",
+            "unit": "ms",
+            "value": 30.0,
+            "age_usec": 1_000_000,
+            "slo": 20.0,
+            "error": None,
+        }
+    ]
+    host.config.write_text(CONFIG.replace("1s", "2s") + SIGNAL)
+    host.daemon.reload()
+    host.daemon_ticks(1)
+    assert host.daemon.status is not None
+    assert host.daemon.status.feeds[0].value == 30.0
+    host.close()
+
+
+def test_the_newest_decisions_alone_can_be_asked_for(host: Host) -> None:
+    host.daemon_ticks(be=2.0)
+    everything = host.daemon._handle({"command": "decisions"}, 0)["ok"]
+
+    assert len(everything) > 2
+    assert host.daemon._handle({"command": "decisions", "last": 2}, 0)["ok"] == everything[-2:]
+    assert host.daemon._handle({"command": "decisions", "last": "x"}, 0)["ok"] == everything

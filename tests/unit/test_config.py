@@ -27,6 +27,7 @@ from qosd.net.device import MAX_WORKLOAD_CLASSES
 from qosd.schema.burst import BurstPolicy
 from qosd.schema.cpu import CpusetMode, Enforce, IdlePolicy
 from qosd.schema.pools import Pool
+from qosd.schema.signal import SignalRule
 from qosd.schema.units import parse_duration
 from qosd.schema.windows import Window
 
@@ -52,7 +53,7 @@ def test_the_shipped_file_shows_the_defaults() -> None:
 def test_the_shipped_file_shows_every_key() -> None:
     """A key that an operator cannot see there does not exist for them."""
     text = SHIPPED.read_text(encoding="utf-8")
-    lists = {"workload": WorkloadRule, "pool": Pool, "window": Window}
+    lists = {"workload": WorkloadRule, "pool": Pool, "window": Window, "signal": SignalRule}
     keys = [key for key in KEYS if key not in lists]
     keys += [field for kind in lists.values() for field in kind.__struct_fields__]
 
@@ -118,6 +119,17 @@ RANGES = [
     ("cpu.burst.budget", ['"1s"', '"24h"'], ['"0s"', '"25h"']),
     ("cpu.pools.hold", ['"0s"', '"1h"'], ['"2h"']),
     ("cpu.pools.check", ['"1s"', '"1h"'], ['"0s"', '"2h"']),
+    ("io.weight.be_weight", ["1", "10000"], ["0", "10001"]),
+    ("io.weight.ls_weight", ["1", "10000"], ["0", "10001"]),
+    ("io.latency.target", ['"0s"', '"10s"'], ['"-1s"', '"11s"']),
+    ("io.limits.pressure_high_pct", ["2.1", "100"], ["0", "2", "101"]),
+    ("io.limits.pressure_low_pct", ["0", "9.9"], ["-1", "101"]),
+    ("io.limits.blame_pct", ["0", "100"], ["-1", "101"]),
+    ("io.limits.down_pct", ["1", "90"], ["0", "91"]),
+    ("io.limits.up_pct", ["0.1", "100"], ["0", "101"]),
+    ("io.limits.floor", ['"64KiB"', '"1TiB"'], ['"63KiB"', '"2TiB"']),
+    ("io.limits.floor_iops", ["10", "1000000"], ["9", "1000001"]),
+    ("io.limits.release_ticks", ["2", "1000"], ["1", "0"]),
     ("ownership.contested_after", ["1", "100"], ["0", "-1"]),
     ("sense.fd_budget", ["64", "100000"], ["63", "100001"]),
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
@@ -151,6 +163,7 @@ RANGES = [
     ("ebpf.baseline.quantile", ["0.5", "0.999"], ["0", "1"]),
     ("ebpf.baseline.factor", ["1", "1000"], ["0.9", "1001"]),
     ("ebpf.baseline.half_life", ['"1min"', '"720h"'], ['"59s"', '"721h"']),
+    ("ebpf.baseline.checkpoint", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
     ("ebpf.baseline.min_learned", ["1", "1000000"], ["0"]),
     ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
     *(
@@ -177,6 +190,7 @@ def test_a_value_outside_its_range_is_refused_by_the_keys_path(key: str, value: 
 
 WRONG_TYPES = {"int": "3", "str": '"x"', "float": "1.5", "bool": "true", "list": "[1]", "table": "{a = 1}"}
 KEYS = leaf_keys(DEFAULTS)
+SWITCHES = {"io.limits.enforce", "fast.cut_idle", "fast.probe_waits"}
 NUMBERS = {
     key
     for key, _, _ in RANGES
@@ -184,19 +198,15 @@ NUMBERS = {
 }
 
 
-SWITCHES = {"fast.cut_idle", "fast.probe_waits"}
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        (key, kind)
-        for key in KEYS
-        for kind in ("bool", "list", "table")
-        if key != "workload" and not (key in SWITCHES and kind == "bool")
-    ],
-)
+@pytest.mark.parametrize("kind", ["bool", "list", "table"])
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("workload", *SWITCHES)])
 def test_a_value_of_the_wrong_type_is_refused_by_the_keys_path(key: str, kind: str) -> None:
+    assert refusal(set_key(key, WRONG_TYPES[kind])).startswith(f"{key}")
+
+
+@pytest.mark.parametrize("kind", ["int", "str", "list", "table"])
+@pytest.mark.parametrize("key", sorted(SWITCHES))
+def test_a_switch_is_on_or_off_and_nothing_else(key: str, kind: str) -> None:
     assert refusal(set_key(key, WRONG_TYPES[kind])).startswith(f"{key}")
 
 

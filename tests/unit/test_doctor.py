@@ -20,13 +20,15 @@ from qosd.facts import (
     CgroupFacts,
     DiskFacts,
     Facts,
+    IoFacts,
     PatternFacts,
     SliceFacts,
+    TriggerFacts,
     UplinkFacts,
 )
 from qosd.host import HostFacts
 from qosd.model import Tier
-from qosd.survey import survey
+from qosd.survey import _setting_of, survey
 
 HOST = HostFacts("/sys/fs/cgroup", hybrid=False, writable=True, controllers=frozenset(CONTROLLERS), psi=True)
 ALL_FILES = frozenset({*KERNEL_FILES, *(file for file, _ in CONTROLLERS.values())})
@@ -48,8 +50,7 @@ WELL = Facts(
     clock_source="tsc",
     steal_pct=0.1,
     disks=(DiskFacts("vda", "bfq", io_cost=False),),
-    trigger_window_usec=100_000,
-    trigger_wanted_usec=100_000,
+    trigger=TriggerFacts(100_000, 100_000),
 )
 
 
@@ -150,9 +151,9 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "warn",
             "ebpf.max_overhead_pct",
         ),
-        ({"trigger_window_usec": 500_000}, "psi triggers", "warn", "Linux 6.5"),
+        ({"trigger": TriggerFacts(100_000, 500_000)}, "psi triggers", "warn", "Linux 6.5"),
         (
-            {"trigger_window_usec": None, "trigger_refused": "PSI is off"},
+            {"trigger": TriggerFacts(100_000, None, "PSI is off")},
             "psi triggers",
             "warn",
             "CAP_SYS_RESOURCE",
@@ -171,6 +172,14 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "systemctl set-property a.slice MemoryLow=1048576",
         ),
         ({"disks": (DiskFacts("vda", "none", io_cost=False),)}, "disk vda", "warn", "bfq"),
+        ({"io": IoFacts(())}, "io disks", "warn", "docs/io.md"),
+        ({"io": IoFacts(("8:0",), {"/pool": "zfs"})}, "io /pool", "warn", "docs/io.md"),
+        (
+            {"io": IoFacts(("8:0",), latency_asked=True, latency_there=False)},
+            "io.latency",
+            "warn",
+            "CONFIG_BLK_CGROUP_IOLATENCY",
+        ),
         ({"btf": False}, "btf", "warn", "CONFIG_DEBUG_INFO_BTF"),
         ({"libbpf": False}, "libbpf", "warn", "apt install libbpf1"),
         ({"pmu": False}, "pmu", "warn", "pmu=on"),
@@ -192,7 +201,7 @@ def test_each_lack_gives_one_finding_with_its_remedy(
     "changes",
     [
         {"swap_bytes": None},
-        {"trigger_window_usec": None, "trigger_wanted_usec": 0},
+        {"trigger": None},
         {"htb": None},
         {"clock_source": None},
         {"steal_pct": None},
@@ -201,6 +210,8 @@ def test_each_lack_gives_one_finding_with_its_remedy(
         {"slices": ()},
         {"disks": ()},
         {"disks": (DiskFacts("vda", None, io_cost=True),)},
+        {"io": IoFacts(("8:0",), latency_asked=True, latency_there=True)},
+        {"io": IoFacts(("8:0",), latency_asked=True)},
         {"cgroups": cgroup(memory_low="0", unprotected_ancestor="a.slice")},
     ],
 )
@@ -248,3 +259,25 @@ def test_doctor_needs_no_daemon_and_gives_json(tmp_path: Path) -> None:
     assert by_check["config"]["severity"] == "fail"
     assert by_check["daemon"]["severity"] == "warn"
     assert "qosd cannot work here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("disk", "words"),
+    [
+        (DiskFacts("vda", "bfq", io_cost=False), "scheduler bfq"),
+        (DiskFacts("vda", "none", io_cost=True, io_cost_model="auto"), "the kernel's model of such disks"),
+        (DiskFacts("vda", "none", io_cost=True, io_cost_model="user"), "a model of your own"),
+    ],
+)
+def test_what_weighs_a_disk_is_named(disk: DiskFacts, words: str) -> None:
+    (finding,) = [each for each in examine(changed(disks=(disk,))) if each.check == "disk vda"]
+    assert finding.text.endswith(words)
+
+
+def test_a_line_of_the_roots_io_cost_files_is_read_by_its_device() -> None:
+    text = "8:0 enable=0 ctrl=auto\n8:16 enable=1 ctrl=user rpct=0.00 rlat=250000"
+
+    assert _setting_of(text, "8:16", "enable") == "1"
+    assert _setting_of(text, "8:16", "ctrl") == "user"
+    assert _setting_of(text, "8:32", "enable") is None
+    assert _setting_of("", None, "enable") is None

@@ -13,6 +13,7 @@ from qosd import governors
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth
 from qosd.cpu.bandwidth import Claim
+from qosd.files import interface_file
 from qosd.model import (
     CgroupId,
     CgroupSample,
@@ -94,7 +95,7 @@ def test_every_setting_has_its_owner_and_only_one(config: Config, loads: list[tu
         keys = [(wanted.cgroup_id, wanted.setting.file) for wanted in decision.desired]
         assert len(keys) == len(set(keys))
         for wanted in decision.desired:
-            owner = governors.OWNERS[wanted.tier, wanted.setting.file]
+            owner = governors.OWNERS[wanted.tier, interface_file(wanted.setting.file)]
             assert wanted.reason.rule.split("/")[0] == owner
             assert wanted.reason.text
 
@@ -104,7 +105,13 @@ def test_ls_is_never_tightened(config: Config, loads: list[tuple]) -> None:
     clock = Clock()
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         files = {wanted.setting.file for wanted in decision.desired if wanted.tier is Tier.LS}
-        assert files <= {"cpu.weight"}, "limits and masks of LS: tests/unit/test_burst.py, test_placement.py"
+        # Limits and masks of LS: tests/unit/test_burst.py, test_placement.py.
+        assert {interface_file(file) for file in files} <= {
+            "cpu.weight",
+            "io.weight",
+            "io.bfq.weight",
+            "io.latency",
+        }
 
 
 @given(CONFIGS, LOADS)

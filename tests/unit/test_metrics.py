@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
 from qosd.engine import Counters
-from qosd.model import Pressure, Stall, Tier
+from qosd.model import DiskIo, Feed, Pressure, Stall, Tier
 from qosd.plan import Reason
 from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits
@@ -42,6 +42,14 @@ def workload(
     path: str, cores: float | None, *, tier: Tier = Tier.BE, pressure: Pressure | None = SOME
 ) -> WorkloadStatus:
     return WorkloadStatus("be", tier, 0, path, hash(path), cores, 1 << 20, pressure, pressure, pressure)
+
+
+DOING_IO = msgspec.structs.replace(workload("be.slice", 0.5), io={"8:16": DiskIo(1, 2, 3, 4)})
+FEEDS = (
+    Feed("p99", "web", "ms", 250.0, 500_000, 20.0),
+    Feed("queue", "web", "jobs", 7.0, 0),
+    Feed("old", "web", "ms", None, 90_000_000, 20.0),
+)
 
 
 def status(**changes: Any) -> Status:
@@ -98,7 +106,8 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     }
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
-    for family in metrics.collect(source(status(net=NET, cpu=CPU, ebpf=EBPF, reflex=REFLEX)), 1001.0):
+    everything = status(net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, reflex=REFLEX, workloads=(DOING_IO,))
+    for family in metrics.collect(source(everything), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))
@@ -270,3 +279,30 @@ def test_the_dashboard_asks_only_for_metrics_that_are_documented() -> None:
     histogram = {f"{name}_bucket" for name in documented}
     assert asked <= documented | histogram
     assert len(asked) >= 10
+
+
+def test_a_signal_in_a_unit_of_time_is_in_seconds_and_an_unknown_one_has_no_value() -> None:
+    seen = samples(status(feeds=FEEDS))
+
+    def labels(name: str, unit: str) -> tuple[tuple[str, str], ...]:
+        return (("signal", name), ("unit", unit), ("workload", "web"))
+
+    assert seen["qosd_signal_value", labels("p99", "seconds")] == 0.25
+    assert seen["qosd_signal_slo", labels("p99", "seconds")] == 0.02
+    assert seen["qosd_signal_value", labels("queue", "jobs")] == 7.0
+    assert ("qosd_signal_value", labels("old", "seconds")) not in seen
+    assert seen["qosd_signal_age_seconds", (("signal", "old"),)] == 91.5
+    assert not {name for name, _ in samples(status()) if name.startswith("qosd_signal")}
+
+
+def test_io_is_counted_by_device_and_direction() -> None:
+    seen = samples(status(workloads=(DOING_IO,)))
+    labels = (
+        ("cgroup", "be.slice"),
+        ("device", "8:16"),
+        ("direction", "write"),
+        ("tier", "be"),
+        ("workload", "be"),
+    )
+    assert seen["qosd_workload_io_bytes_total", labels] == 2
+    assert seen["qosd_workload_io_requests_total", labels] == 4

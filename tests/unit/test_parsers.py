@@ -9,9 +9,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qosd import cgroupfs, procfs, psi, topology
+from qosd import cgroupfs, iofs, procfs, psi, topology
 from qosd.errors import Malformed
-from qosd.model import MAX, CpuIdle, CpuMax, CpuMaxBurst, CpusetCpus, CpuWeight, Setting, Stall
+from qosd.model import (
+    MAX,
+    CpuIdle,
+    CpuMax,
+    CpuMaxBurst,
+    CpusetCpus,
+    CpuWeight,
+    DiskIo,
+    IoBfqWeight,
+    IoLatency,
+    IoMax,
+    IoWeight,
+    MemoryOomGroup,
+    Setting,
+    Stall,
+)
 
 U64 = st.integers(0, (1 << 64) - 1)
 CPU_STAT = b"usage_usec 100\nuser_usec 60\nsystem_usec 40\n"
@@ -33,6 +48,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "/proc/meminfo": (procfs.parse_meminfo, MEMINFO),
     "/proc/self/cgroup": (procfs.parse_self_cgroup, b"0::/user.slice\n"),
     "mountinfo": (procfs.parse_mounts, b"30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"),
+    "io.stat": (iofs.parse_io_stat, b"8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n"),
     "cpulist": (lambda raw: topology.parse_cpulist(raw.decode("latin-1")), b"0-3,8\n"),
     **{
         file: (lambda raw, file=file: cgroupfs.parse_setting(file, raw.decode("latin-1")), text)
@@ -42,6 +58,11 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
             "cpu.weight": b"100\n",
             "cpu.idle": b"0\n",
             "cpuset.cpus": b"0-3\n",
+            "memory.oom.group": b"0\n",
+            "io.weight default": b"100",
+            "io.bfq.weight default": b"100",
+            "io.max 8:16": b"rbps=max wbps=2097152 riops=max wiops=120",
+            "io.latency 8:16": b"target=2000",
         }.items()
     },
 }
@@ -120,11 +141,17 @@ def test_malformed_names_the_file_and_quotes_the_text() -> None:
         cgroupfs.parse_count(b"kaputt", "memory.current")
 
 
+DEVICES = st.builds("{}:{}".format, st.integers(0, 4095), st.integers(0, (1 << 20) - 1))
 SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMax, st.just(MAX) | U64, U64),
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),
+    st.builds(MemoryOomGroup, st.booleans()),
+    st.builds(IoWeight, st.integers(1, 10_000)),
+    st.builds(IoBfqWeight, st.integers(1, 1000)),
+    st.builds(IoMax, DEVICES, *[st.just(MAX) | U64] * 4),
+    st.builds(IoLatency, DEVICES, U64),
     st.builds(CpusetCpus, st.sets(st.integers(0, 300)).map(lambda cpus: tuple(sorted(cpus)))),
 )
 
@@ -267,3 +294,23 @@ def test_a_form_feed_in_a_mount_point_does_not_end_the_line() -> None:
     raw = b"30 23 0:26 / /mnt/a\x0cb rw - cgroup2 none rw\n"
 
     assert [mount.point for mount in procfs.parse_mounts(raw)] == ["/mnt/a\x0cb"]
+
+
+def test_io_stat_is_by_device_and_ignores_what_it_need_not_know() -> None:
+    raw = b"8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 cost.usage=9\n253:0 rbytes=0 wbytes=0 rios=0 wios=0"
+
+    assert iofs.parse_io_stat(raw) == {"8:16": DiskIo(1, 2, 3, 4), "253:0": DiskIo(0, 0, 0, 0)}
+    assert iofs.parse_io_stat(b"") == {}
+
+
+def test_a_device_that_io_stat_names_without_numbers_is_no_news() -> None:
+    """blkcg_print_one_stat() of some kernels prints the name before it knows whether anything follows."""
+    raw = b"7:0 8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n7:1 \n"
+
+    assert iofs.parse_io_stat(raw) == {"8:16": DiskIo(1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("raw", [b"8:16 rbytes=1\n", b"8:16 rbytes=-1 wbytes=0 rios=0 wios=0", b"kaputt"])
+def test_an_io_stat_that_cannot_be_summed_is_malformed(raw: bytes) -> None:
+    with pytest.raises(Malformed):
+        iofs.parse_io_stat(raw)

@@ -136,7 +136,7 @@ class Plant:
             for cpu, share in (busy or {}).items():
                 self.per_cpu[cpu] += share * 1e6
             host = HostSample(
-                len(self.online),
+                len(self.online) or len(ALL),
                 self.online,
                 busy_usec=round(sum(self.used.values())),
                 steal_usec=0,

@@ -16,6 +16,7 @@ from qosd.cpu.bandwidth import split
 from qosd.cpu.pools import Budget
 from qosd.cpu.share import Claim, Sharing, divide
 from qosd.model import CgroupId, CgroupSample, CpuMax, CpuStat, HostSample, Snapshot, Tier, Workload
+from qosd.simulate import SCENARIOS, run
 
 NR_CPUS = 10
 FILES = {"cpu.max": "max 100000", "cpu.weight": "100"}
@@ -362,6 +363,21 @@ def test_a_pause_beats_every_target_of_its_own() -> None:
     plant.run(10, etl=10.0, batch=10.0)
 
     assert 0 < plant.limit("etl") + plant.limit("batch") <= 0.5
+
+
+@pytest.mark.parametrize("name", ["steady", "coarse", "square", "step"])
+def test_pools_write_less_than_the_allowance_that_follows_each_tick(name: str) -> None:
+    """On the plant of qosd.simulate: a band is a wide deadband."""
+    tiers = "".join(
+        f'[[workload]]\nname = "{tier}"\ntier = "{tier}"\nmatch = ["{tier}.slice"]\npool = "{tier}"\n'
+        f'[[pool]]\nname = "{tier}"\npriority = {priority}\n'
+        for tier, priority in (("ls", 0), ("be", 2))
+    )
+    scenario = msgspec.structs.replace(SCENARIOS[name], seconds=300)
+    result = run(scenario, decode('[cpu.bandwidth]\nenforce = "max"\n' + tiers))
+
+    assert result.limit_writes_per_minute <= 4
+    assert result.be_pct > 1
 
 
 CALM = (

@@ -3,66 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
 from ctl_daemon import EBPF
+from probekit import FakeTracing
 from rich.console import Console
 
 from qosd.config import Config, decode
 from qosd.ctl import probes as screen
-from qosd.ebpf.errors import BpfCallError, BpfError, BtfMissingError, HookMissingError
-from qosd.ebpf.histogram import SLOTS, Histogram
-from qosd.ebpf.samples import BlkioSample, RunqBreach, RunqSample, RunqWaits, TracingSample
+from qosd.ebpf.errors import BpfCallError, BtfMissingError
+from qosd.ebpf.samples import RunqBreach
 from qosd.ebpf.session import Session
 from qosd.model import CgroupId, CgroupSample, HostSample, Snapshot, Tier, Workload
 from qosd.probes import Probes
 
 LS, BE, JOB = CgroupId(1), CgroupId(2), CgroupId(30)
 SECOND = 1_000_000
-
-
-class FakeTracing:
-    """As `Tracing`, with counters that a test sets."""
-
-    def __init__(self) -> None:
-        self.fd: int | None = 7
-        self.attached: tuple[Any, ...] = ("runq", "blkio")
-        self.absent: dict[Any, BpfError] = {
-            "reclaim": HookMissingError("reclaim", ("mm_vmscan_direct_reclaim_begin",))
-        }
-        self.roots: dict[CgroupId, Any] = {}
-        self.cost_ns = 0
-        self.waits = 0
-        self.breaches: list[RunqBreach] = []
-        self.error: BpfError | None = None
-        self.closed = False
-
-    def set_roots(self, roots: Mapping[CgroupId, Any]) -> None:
-        self.roots = dict(roots)
-
-    def read(self) -> TracingSample:
-        if self.error is not None:
-            raise self.error
-        histogram = Histogram(slots=(0, self.waits, *(0,) * (SLOTS - 2)), total_ns=self.waits)
-        waits = RunqWaits(waits=histogram, idle_ns=0, unknown_ns=0, breaches=0)
-        runq = RunqSample({LS: waits}, (), 3, 2, 1, self.cost_ns) if "runq" in self.attached else None
-        return TracingSample(runq, None, BlkioSample({}, 0, 0))
-
-    def events(self) -> list[RunqBreach]:
-        if self.error is not None:
-            raise self.error
-        events, self.breaches = self.breaches, []
-        return events
-
-    def detach(self, probe: str, reason: BpfError) -> None:
-        self.attached = tuple(each for each in self.attached if each != probe)
-        self.absent[probe] = reason
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def workload(cgroup: CgroupId, tier: Tier) -> Workload:

@@ -20,6 +20,10 @@ FILES = (
     "memory.high",
     "memory.low",
     "io.weight",
+    "io.bfq.weight",
+    "io.max",
+    "io.latency",
+    "memory.oom.group",
 )
 
 

@@ -37,6 +37,21 @@ def probes(status: dict[str, Any]) -> dict[str, str]:
     return {probe["name"]: probe["state"] for probe in status["ebpf"]["probes"]}
 
 
+LINKS = """
+import ctypes
+attr, links = (ctypes.c_uint32 * 4)(), 0
+while ctypes.CDLL(None).syscall(321, 31, attr, ctypes.sizeof(attr)) == 0:
+    attr[0] = attr[1]
+    links += 1
+print(links)
+"""
+"""BPF_LINK_GET_NEXT_ID, x86-64: how many links the kernel has."""
+
+
+def links(guest: Guest) -> int:
+    return int(guest.sh(f"cat >/var/tmp/links.py <<'END'\n{LINKS}\nEND\npython3 /var/tmp/links.py"))
+
+
 def tried(status: dict[str, Any]) -> bool:
     """The probes are opened after the first tick."""
     return bool(status["ebpf"]["why"] != "not opened yet")
@@ -50,6 +65,7 @@ def waits(status: dict[str, Any], path: str) -> dict[str, Any]:
 def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle: Guest) -> None:
     """An emulated CPU makes every program dear: how dear is not the question here."""
     idle.configure(f'[ebpf]\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}')
+    before = links(idle)
     idle.sh("systemctl start qosd")
     idle.sh(VICTIM)
     idle.sh(HOG)
@@ -65,6 +81,10 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     assert "qosd_probe_breaches_total" in idle.sh("curl -s http://127.0.0.1:9753/metrics")
     assert "eBPF by libbpf: runq" in idle.sh("qosctl status")
     assert "Traceback" not in idle.journal_text()
+    assert links(idle) == before + 8
+    idle.drop_in("[Service]\nRestart=no")
+    idle.sh("systemctl kill -s KILL qosd")
+    idle.until(f"[ $(python3 /var/tmp/links.py) = {before} ]", seconds=60)
 
 
 def test_a_probe_that_costs_too_much_is_detached_and_the_daemon_says_so(idle: Guest) -> None:
