@@ -19,7 +19,7 @@ from qosd.files import Key
 from qosd.interference import baseline
 from qosd.journal import Journal
 from qosd.model import Breach, CpuMax, Snapshot, Tier
-from qosd.plan import Desired, Ledger, Now, Plan, diff, key_of, tightens
+from qosd.plan import Desired, Ledger, Now, Plan, diff, narrow
 from qosd.policies import Policies
 from qosd.probes import Probes
 from qosd.reflex import Reflex
@@ -237,11 +237,8 @@ class Engine:
         if self.mode != Mode.ENFORCE.value:
             return "observed"
         files = self._sensor.settings({each.cgroup_id for each in wanted})
-        wanted = tuple(each for each in wanted if tightens(each, files, self._ledger))
-        held = {key: self._ledger[key] for key in map(key_of, wanted) if key in self._ledger}
         now_usec = self._sys.monotonic_ns() // 1000
-        following, plan = diff(Now(now_usec, files), wanted, held, self.config.ownership)
-        self._ledger |= following
+        self._ledger, plan = narrow(Now(now_usec, files), wanted, self._ledger, self.config.ownership)
         self._ledger, report = self._apply(plan, now_usec)
         self._note(report)
         results = {done.result for done in report.applied if done.write.key.file == CpuMax.file}

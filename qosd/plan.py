@@ -237,16 +237,21 @@ def _memory(state: FileState, current: str | None, now: Now) -> FileState | None
     )
 
 
-def key_of(wanted: Desired) -> Key:
-    return Key(wanted.cgroup_id, wanted.setting.file)
+def narrow(
+    now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Ownership
+) -> tuple[Ledger, Plan]:
+    """As `diff` between two ticks: nothing but writes that take away, and none over another's value.
 
-
-def tightens(wanted: Desired, files: dict[Key, str], ledger: Ledger) -> bool:
-    """Whether it takes away from what stands there now, and that is not somebody else's choice over ours.
-
-    For a write between two ticks: what is loosened, and what is fought over, can wait for the next one.
+    What is loosened, restored or fought over can wait for the next tick.
     """
-    key = key_of(wanted)
+    tighter = tuple(each for each in desired if _tightens(each, now.files, ledger))
+    keys = [Key(each.cgroup_id, each.setting.file) for each in tighter]
+    following, plan = diff(now, tighter, {key: ledger[key] for key in keys if key in ledger}, ownership)
+    return ledger | following, plan
+
+
+def _tightens(wanted: Desired, files: dict[Key, str], ledger: Ledger) -> bool:
+    key = Key(wanted.cgroup_id, wanted.setting.file)
     current = files.get(key)
     ours = ledger.get(key, FileState()).ours
     if current is None or (ours is not None and current != ours) or not _is_readable(key.file, current):
