@@ -12,11 +12,10 @@ pytestmark = pytest.mark.vm
 
 TICK = 5  # seconds: what comes sooner came between two ticks
 CONFIG = f"""interval = "{TICK}s"
-[cpu.weight]
-be_idle = "never"
 [cpu.bandwidth]
 enforce = "none"
 [fast]
+cut_idle = true
 threshold_pct = 10
 hold = "1min"
 hold_max = "1min"
