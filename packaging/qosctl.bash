@@ -3,8 +3,8 @@ _qosctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command= i
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
-        [explain]='--file --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json'
+        [explain]='--file --verdict --json' [pause]='--json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json' [verdicts]='--since --json' [victims]='--json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do

@@ -13,6 +13,7 @@ import msgspec
 from qosd.errors import CgroupGone
 from qosd.files import Key
 from qosd.journal import RESET_WEIGHT, Entry, Journal, Outcome, restore
+from qosd.own import own_cgroup
 from qosd.plan import FileState, Ledger, Plan, Write
 from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
 
@@ -64,9 +65,17 @@ class Actuator:
             except OSError as error:
                 # Without a journal nothing is written: what cannot be undone is not done.
                 return following, Report(tuple(applied), restored, f"journal: {error}")
-            following[write.key] = _remember(following.get(write.key, FileState()), done, now_usec, backoff)
+            state = _remember(following.get(write.key, FileState()), done, now_usec, backoff)
+            following[write.key] = self._as_on_file(write.key, state)
             applied.append(done)
         return following, Report(tuple(applied), restored)
+
+    def _as_on_file(self, key: Key, state: FileState) -> FileState:
+        """The journal knows an original that what stood there before the write does not show."""
+        entry = self._journal.entries.get(key)
+        if entry is None or state.original is None:
+            return state
+        return msgspec.structs.replace(state, original=entry.original)
 
     def _restore(
         self, keys: tuple[Key, ...], ledger: dict[Key, FileState], now_usec: int, backoff: Backoff
@@ -87,6 +96,11 @@ class Actuator:
         """One write; OSError comes only from the journal, the kernel's own errors are in the result."""
         if protects(self._protected, write.path):
             return Applied(write, "refused", f"{write.path or '/'} is or contains a protected cgroup")
+        if write.key.file == "cgroup.freeze" and write.new == "1":
+            # Whoever moved us there since the start would have us stop ourselves, and everything with us.
+            own = own_cgroup(self._sys)
+            if own is None or protects((own,), write.path):
+                return Applied(write, "refused", f"qosd itself is in {own or 'a cgroup it cannot find out'}")
         try:
             dir_fd = open_same_cgroup(self._sys, self._root_fd, write.path, write.key.cgroup_id)
         except CgroupGone:
@@ -144,7 +158,14 @@ class Actuator:
         if held is not None and write.old in held.ours:
             return Entry(write.path, held.original, (write.new, write.old), weight)
         original = write.old if state.original is None else state.original
-        return Entry(write.path, original, (write.new,), weight)
+        return Entry(write.path, self._left_by_idle(write) or original, (write.new,), weight)
+
+    def _left_by_idle(self, write: Write) -> str | None:
+        """The weight that a half-done restore of cpu.idle still owes the group: what stands is the reset."""
+        if write.key.file != "cpu.weight" or write.old != RESET_WEIGHT:
+            return None
+        idle = self._journal.entries.get(Key(write.key.cgroup_id, "cpu.idle"))
+        return idle.weight if idle is not None else None
 
     def _weight_to_give_back(self, dir_fd: int, write: Write) -> str | None:
         """With cpu.idle: the weight that leaving it must give back.

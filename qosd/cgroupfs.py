@@ -12,6 +12,7 @@ from qosd.files import interface_file
 from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
 from qosd.model import (
     MAX,
+    CgroupFreeze,
     CpuIdle,
     CpuMax,
     CpuMaxBurst,
@@ -59,6 +60,11 @@ def parse_flat_keyed(raw: bytes, file: str) -> dict[bytes, int]:
         raise Malformed(file, raw.decode("latin-1")) from None
 
 
+def parse_events(raw: bytes, file: str) -> dict[str, int]:
+    """cgroup.events or memory.events. A file without a key that was counted before is never read as 0."""
+    return {key.decode("latin-1"): value for key, value in parse_flat_keyed(raw, file).items()}
+
+
 def parse_cpu_stat(raw: bytes) -> CpuStat:
     stat = parse_flat_keyed(raw, "cpu.stat")
     try:
@@ -79,7 +85,8 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
-_FLAGS: dict[str, type[CpuIdle | MemoryOomGroup]] = {
+_FLAGS: dict[str, type[CgroupFreeze | CpuIdle | MemoryOomGroup]] = {
+    "cgroup.freeze": CgroupFreeze,
     "cpu.idle": CpuIdle,
     "memory.oom.group": MemoryOomGroup,
 }
@@ -104,7 +111,7 @@ def parse_setting(file: str, text: str) -> Setting:
             return CpuMaxBurst(parse_count(raw, file))
         case "cpu.weight":
             return CpuWeight(parse_count(raw, file))
-        case "cpu.idle" | "memory.oom.group":
+        case "cgroup.freeze" | "cpu.idle" | "memory.oom.group":
             return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
@@ -112,7 +119,7 @@ def parse_setting(file: str, text: str) -> Setting:
             raise Malformed(file, text)
 
 
-def format_setting(setting: Setting) -> str:  # noqa: PLR0911 - one return for each kind of text
+def format_setting(setting: Setting) -> str:
     """The text the kernel itself would show for this value, so that texts can be compared."""
     match setting:
         case CpuMax():
@@ -121,16 +128,24 @@ def format_setting(setting: Setting) -> str:  # noqa: PLR0911 - one return for e
             return str(setting.burst_usec)
         case CpuWeight():
             return str(setting.weight)
-        case CpuIdle():
-            return "1" if setting.idle else "0"
+        case CgroupFreeze() | CpuIdle() | MemoryOomGroup():
+            return _format_flag(setting)
         case CpusetCpus():
             return format_cpulist(setting.cpus)
-        case MemoryOomGroup():
-            return "1" if setting.group else "0"
         case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
             return format_io_setting(setting)
         case _:
             assert_never(setting)
+
+
+def _format_flag(setting: CgroupFreeze | CpuIdle | MemoryOomGroup) -> str:
+    match setting:
+        case CgroupFreeze():
+            return "1" if setting.frozen else "0"
+        case CpuIdle():
+            return "1" if setting.idle else "0"
+        case MemoryOomGroup():
+            return "1" if setting.group else "0"
 
 
 def format_limit(limit: int | Max) -> str:

@@ -25,6 +25,8 @@ from qosd.schema.ebpf import Ebpf
 from qosd.schema.ebpf import check as check_ebpf
 from qosd.schema.fast import Fast
 from qosd.schema.fast import check as check_fast
+from qosd.schema.interference import Interference
+from qosd.schema.interference import check as check_interference
 from qosd.schema.io import Io
 from qosd.schema.io import check as check_io
 from qosd.schema.pools import Pool
@@ -84,6 +86,7 @@ class WorkloadRule(Section, frozen=True):
     priority: Annotated[int, Meta(ge=0, le=100)] = 0
     cpu_max_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     egress_max: Bitrate | None = None
+    kill: bool = False
     pool: str | None = None
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
@@ -107,6 +110,7 @@ class Config(Section, frozen=True):
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
+    interference: Interference = Interference()
     ebpf: Ebpf = Ebpf()
     metrics: Metrics = Metrics()
     control: Control = Control()
@@ -186,6 +190,7 @@ def _check_together(config: Config) -> None:
         or check_fast(config.fast)
         or check_io(config.io)
         or check_net(config.net)
+        or check_interference(config.interference)
         or check_ebpf(config.ebpf)
         or check_pools(config.pool)
         or check_windows(config.window)
@@ -198,6 +203,8 @@ def _check_together(config: Config) -> None:
                 f"workload[{index}].name: {rule.name!r} is used twice; give each rule its own name"
             )
         names.add(rule.name)
+        if rule.kill and rule.tier is not Tier.BE:
+            raise ConfigError(f"workload[{index}].kill: only BE is killed; {rule.name!r} is {rule.tier}")
         for pattern in rule.match:
             _check_pattern(pattern, f"workload[{index}].match")
         if rule.oom_group and rule.tier is not Tier.BE:

@@ -25,7 +25,6 @@ from qosd.model import Breach
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
-from qosd.reflex import breaches_of
 from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
@@ -167,8 +166,8 @@ class Daemon:
         elif fd == engine.egress.fileno():
             engine.note_network(engine.egress.on_readable(self._now_usec()))
         elif fd == engine.probes.fileno():
-            waits = engine.probes.events()
-            self._react(breaches_of(waits) if engine.config.fast.probe_waits else ())
+            waits = engine.probes.hear()
+            self._react(waits if engine.config.fast.probe_waits else ())
 
     def _react(self, breaches: tuple[Breach, ...]) -> None:
         try:
@@ -279,9 +278,14 @@ class Daemon:
             "status": self.status,
             "decisions": _newest(engine.records, request.get("last")),
             "config": engine.config,
+            "verdicts": engine.answering.verdicts(),
         }
         if command == "snapshots":
             views["snapshots"] = [plain(each) for each in engine.recent_after(request.get("after"))]
+        if command == "victims" and engine.snapshot is not None:
+            views["victims"] = engine.answering.victims(
+                engine.config, engine.snapshot, engine.interference_state
+            )
         if command in views:
             return {"ok": msgspec.to_builtins(views[command], enc_hook=_plain)}
         if command in ("feed", "policy"):

@@ -212,14 +212,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         )
     elif facts.swap_bytes is not None:
         yield _ok("swap", f"{facts.swap_bytes >> 20} MiB")
-    for name in facts.oom_killers:
-        yield _warn(
-            "oom killer",
-            f"{name} is active and kills by rules of its own, LS services included",
-            "systemctl set-property ls.slice ManagedOOMPreference=omit"
-            if name == "systemd-oomd"
-            else f"systemctl disable --now {name}, or exempt the LS services in its configuration",
-        )
+    yield from _oom_killers(facts)
     for cgroup in facts.cgroups:
         if cgroup.memory_low not in (None, "0") and cgroup.unprotected_ancestor is not None:
             above = cgroup.unprotected_ancestor
@@ -228,6 +221,25 @@ def _memory(facts: Facts) -> Iterator[Finding]:
                 f"{cgroup.path} has memory.low={cgroup.memory_low}, worth nothing while {above} has 0",
                 f"systemctl set-property {above.rsplit('/', 1)[-1]} MemoryLow={cgroup.memory_low}",
             )
+
+
+def _oom_killers(facts: Facts) -> Iterator[Finding]:
+    for name in facts.oom_killers:
+        if name == "systemd-oomd" and facts.oomd_slices:
+            yield _warn(
+                "oom killer",
+                f"{name} kills in {_some(list(facts.oomd_slices))} as well, and neither waits for the other",
+                f"leave it to one: systemctl set-property {facts.oomd_slices[0]} ManagedOOMSwap=auto"
+                " ManagedOOMMemoryPressure=auto, or interference.answer below kill",
+            )
+            continue
+        yield _warn(
+            "oom killer",
+            f"{name} is active and kills by rules of its own, LS services included",
+            "systemctl set-property ls.slice ManagedOOMPreference=omit"
+            if name == "systemd-oomd"
+            else f"systemctl disable --now {name}, or exempt the LS services in its configuration",
+        )
 
 
 def _disks(facts: Facts) -> Iterator[Finding]:

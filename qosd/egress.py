@@ -219,6 +219,7 @@ def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits, now: Sna
     shape, decided = uplink.shape or wanted, wanted or uplink.shape
     reason = decided.reason if decided is not None else None
     inputs = {each.name: each.value for each in reason.inputs} if reason is not None else {}
+    total, ls = inputs.get("total_egress"), inputs.get("ls_egress")
     return UplinkView(
         uplink.name,
         uplink.ifindex,
@@ -226,8 +227,8 @@ def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits, now: Sna
         int(uplink.speed_bps),
         uplink.shape is not None,
         shape.ceil_bps if shape is not None else None,
-        inputs.get("total_egress"),
-        inputs.get("ls_egress"),
+        total,
+        ls,
         tuple(
             ClassStatus(
                 class_id(sample.classid),
@@ -244,4 +245,5 @@ def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits, now: Sna
         reason,
         uplink.error,
         None if uplink.read_usec is None else (now.monotonic_usec - uplink.read_usec) // 1000,
+        None if total is None or ls is None else max(total - ls, 0.0),
     )

@@ -10,15 +10,18 @@ import msgspec
 
 from qosd import __version__, audit, governors, status
 from qosd.act import Actuator, Backoff, Report
+from qosd.answering import Answering
 from qosd.config import Config, Mode
+from qosd.counters import Counters
 from qosd.cpu import predict, squeeze
 from qosd.disks import Disks
 from qosd.egress import Change, Egress
 from qosd.feeds import Feeds
 from qosd.files import Key
 from qosd.interference import baseline
+from qosd.interference import governor as interference
 from qosd.journal import Journal
-from qosd.model import Breach, CpuMax, Snapshot, Tier
+from qosd.model import Breach, CgroupId, CpuMax, Snapshot, Tier
 from qosd.plan import Desired, Ledger, Now, Plan, diff, narrow
 from qosd.policies import Policies
 from qosd.probes import Probes
@@ -50,28 +53,6 @@ NEVER_TOUCHED = (
 """No configuration may slow these: the host would be lost with them."""
 
 
-class Counters:
-    """Running totals for the metrics; only the engine writes them."""
-
-    def __init__(self) -> None:
-        self.ticks = 0
-        self.late_ticks = 0
-        self.writes: dict[tuple[str, str], int] = {}
-        self.errors: dict[str, int] = {}
-        self.reloads: dict[str, int] = {"ok": 0, "refused": 0}
-        self.failures = 0
-
-    def add(self, report: Report) -> None:
-        for done in report.applied:
-            pair = (done.write.key.file, "reasserted" if done.write.reassert else done.result)
-            self.writes[pair] = self.writes.get(pair, 0) + 1
-            if done.errno_name is not None:
-                self.errors[done.errno_name] = self.errors.get(done.errno_name, 0) + 1
-        for outcome in report.restored:
-            pair = (outcome.key.file, f"restore_{outcome.result}")
-            self.writes[pair] = self.writes.get(pair, 0) + 1
-
-
 class Engine:
     """The state between ticks. `config` is replaced as a whole between two of them."""
 
@@ -94,6 +75,7 @@ class Engine:
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(sys, root_fd)
+        self.answering = Answering(sys, root_fd, journal.directory, self._protected)
         self.probes = Probes(config)
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
@@ -103,6 +85,8 @@ class Engine:
         self._prev: Snapshot | None = None
         self._before: Snapshot | None = None
         """The snapshot that the last tick took its rates from."""
+        self._lifted: CgroupId | None = None
+        """A workload in which something is about to be killed: no limit is to hold that up."""
         self._tick = 0
         self._next_record = 1
         self._reloaded_usec: int | None = None
@@ -183,6 +167,7 @@ class Engine:
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
             now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
+        self._keep_interference(self.answering.before(self._state.interference, now))
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
             Key(workload.id, file): text
@@ -191,9 +176,11 @@ class Engine:
         }
         plan, report = self._act(now, prev, decision, files)
         self._before, self._prev = prev, now
+        self._lifted = decision.interference.answer.lift
         self.recent.append(msgspec.structs.replace(now, descendants=()))
         self.counters.ticks += 1
         self._note(report)
+        self._answer(decision, now, enforce=self.mode == Mode.ENFORCE.value and report.journal_error is None)
         self.reflex.note(self.config, self.mode, now)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
@@ -205,6 +192,26 @@ class Engine:
         )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
+
+    @property
+    def interference_state(self) -> interference.State:
+        """Verdicts, rungs and kills as they stand."""
+        return self._state.interference
+
+    def _keep_interference(self, state: interference.State) -> None:
+        self._state = msgspec.structs.replace(self._state, interference=state)
+
+    def _answer(self, decision: governors.Decision, now: Snapshot, *, enforce: bool) -> None:
+        """The one-shot effects, after the writes that make way for them."""
+        state, records = self.answering.after(
+            decision.interference, now, self._state.interference, enforce=enforce
+        )
+        self._keep_interference(state)
+        self._record(
+            tuple(
+                msgspec.structs.replace(record, id=self._next_record + n) for n, record in enumerate(records)
+            )
+        )
 
     def _continuous(self, prev: Snapshot | None, now: Snapshot) -> Snapshot | None:
         """The snapshot to take rates from: none across a suspend, whose time no monotonic clock counted."""
@@ -236,6 +243,7 @@ class Engine:
         """Write what is tighter than what stands there, as a tick would: journal first, nobody overruled."""
         if self.mode != Mode.ENFORCE.value:
             return "observed"
+        wanted = tuple(each for each in wanted if each.cgroup_id != self._lifted)
         files = self._sensor.settings({each.cgroup_id for each in wanted})
         now_usec = self._sys.monotonic_ns() // 1000
         self._ledger, plan = narrow(Now(now_usec, files), wanted, self._ledger, self.config.ownership)
@@ -353,6 +361,7 @@ class Engine:
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
             reflex=self.reflex.status(now, decision.squeeze),
+            interference=self.answering.view(self.config, now, self._state.interference),
             cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),

@@ -109,7 +109,9 @@ class Facts(msgspec.Struct, frozen=True):
     steal_pct: float | None = None
     disks: tuple[DiskFacts, ...] = ()
     uplinks: tuple[UplinkFacts, ...] = ()
-    trigger: TriggerFacts | None = None
+    oomd_slices: tuple[str, ...] = ()
+    """Slices of workloads in which systemd-oomd is told to kill."""
     probes: tuple[ProbeStatus, ...] | None = None
     """As the running daemon says; None: no daemon to ask."""
     io: IoFacts | None = None
+    trigger: TriggerFacts | None = None

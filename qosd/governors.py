@@ -7,11 +7,13 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, squeeze, weight, windows
 from qosd.cpu.view import CpuView
-from qosd.interference import baseline
+from qosd.interference import baseline, heard
+from qosd.interference import governor as interference
 from qosd.io import decide as io
 from qosd.memory import oom
-from qosd.model import Breach, Snapshot, Tier
+from qosd.model import Breach, CpuMax, CpuMaxBurst, Snapshot, Tier
 from qosd.plan import Desired, Reason
+from qosd.schema.cpu import Enforce
 
 OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.LS, "cpu.weight"): "cpu.weight",
@@ -30,6 +32,7 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "io.weight"): "io.weight",
     (Tier.BE, "io.bfq.weight"): "io.weight",
     (Tier.BE, "io.max"): "io.limits",
+    (Tier.BE, "cgroup.freeze"): "interference.ladder",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -48,6 +51,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     baseline: baseline.State = baseline.State()
     squeeze: squeeze.State = squeeze.State()
     io: io.State = io.State()
+    interference: interference.State = interference.State()
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -56,30 +60,46 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     cpu: CpuView = CpuView()
     readings: tuple[baseline.Reading, ...] = ()
     """How LS does by what the probes count."""
+    interference: interference.Outcome = interference.Outcome()
     squeeze: float = 1.0
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     config, opened = windows.apply(config, now)
+    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
+    signals = heard.signals(now, readings, config.ebpf.baseline.min_evidence)
+    interference_state, found = interference.decide(config, prev, now, state.interference, signals)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = windows.explained(granted, opened)
     squeeze_state, left = squeeze.decide(config, now, granted, state.squeeze)
+    left = allowance.squeezed(config, left, found.answer.squeeze)
     pools_state, budgets, pool_views = pools.decide(config, prev, now, left, state.pools)
-    dealt = bandwidth.decide(squeeze.enforced(config, left), prev, now, left, budgets, state.bandwidth)
-    bandwidth_state, limits = dealt[0], squeeze.marked(config, now, left, dealt[1])
+    bandwidth_state, limits = bandwidth.decide(
+        _answering(config, left), prev, now, left, budgets, state.bandwidth
+    )
+    limits = squeeze.marked(config, now, left, limits)
     overruns = overrun.decide(config, prev, now, state.overruns)
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
-    baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     io_state, ios = io.decide(config, prev, now, state.io)
-    desired = (*weight.decide(config, now), *limits, *masks, *lent, *oom.decide(config, now), *ios)
+    desired = (
+        *weight.decide(config, now),
+        *_without_lifted(limits, found.answer),
+        *masks,
+        *lent,
+        *oom.decide(config, now),
+        *ios,
+        *found.desired,
+    )
     following = State(
         allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
     )
-    following = msgspec.structs.replace(following, io=io_state, squeeze=squeeze_state)
+    following = msgspec.structs.replace(
+        following, io=io_state, interference=interference_state, squeeze=squeeze_state
+    )
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, left, view, readings, squeeze_state.factor)
+    return following, Decision(desired, left, view, readings, found, squeeze_state.factor)
 
 
 def react(
@@ -97,5 +117,22 @@ def react(
     if outcome != squeeze.CUT:
         return (), outcome
     _, budgets, _ = pools.decide(config, prev, now, left, state.pools)
-    _, limits = bandwidth.decide(squeeze.enforced(config, left), prev, now, left, budgets, state.bandwidth)
+    _, limits = bandwidth.decide(_answering(config, left), prev, now, left, budgets, state.bandwidth)
     return squeeze.marked(config, now, left, limits), outcome
+
+
+def _answering(config: Config, granted: allowance.Allowance) -> Config:
+    """A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write."""
+    if granted.squeeze >= 1:
+        return config
+    enforced = msgspec.structs.replace(config.cpu.bandwidth, enforce=Enforce.MAX)
+    return msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=enforced))
+
+
+def _without_lifted(limits: tuple[Desired, ...], answer: interference.Answer) -> tuple[Desired, ...]:
+    """Without the CPU limit of the workload in which something is about to be killed."""
+    return tuple(
+        wanted
+        for wanted in limits
+        if wanted.cgroup_id != answer.lift or not isinstance(wanted.setting, CpuMax | CpuMaxBurst)
+    )

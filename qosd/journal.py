@@ -60,6 +60,7 @@ class Journal:
 
     def __init__(self, sys: Sys, directory: str, boot_id: str) -> None:
         self._sys = sys
+        self.directory = directory
         self._path = os.path.join(directory, FILE)
         self._boot_id = boot_id
         self._fd: int | None = None
@@ -225,7 +226,11 @@ def _write_back(sys: Sys, dir_fd: int, key: Key, entry: Entry) -> Outcome:
     except OSError as error:
         if error.errno != errno.ENOSPC or key.file != "cpuset.cpus" or entry.original:
             raise
-        cpus = _widen(sys, dir_fd, key.file)
+        try:
+            cpus = _widen(sys, dir_fd, key.file)
+        except OSError:
+            # What the parent lacks says nothing of this cgroup: a restore that failed, not one that is gone.
+            raise error from None
         return Outcome(
             key, entry.path, "widened", f"to {cpus}: the kernel keeps a mask while there are tasks"
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
 
-from qosd import cpumetrics, exposition, metrics_io
+from qosd import cpumetrics, exposition, ladder_metrics, metrics_io
 from qosd.ebpf import metrics as probes
 from qosd.engine import Engine
 from qosd.exposition import (
@@ -23,6 +23,7 @@ from qosd.exposition import (
     Metric,
     StateSetMetricFamily,
 )
+from qosd.files import interface_file
 from qosd.model import Pressure
 from qosd.net import metrics as network
 from qosd.reflex import ReflexStatus
@@ -64,6 +65,7 @@ def _collect_now(source: Source) -> Iterator[Metric]:
 def collect(source: Source, now: float) -> Iterator[Metric]:
     """Every family; `now` is the wall clock. A value that is not known has no sample."""
     yield from _own(source)
+    yield from ladder_metrics.totals(source.engine.answering.totals)
     status = source.status
     if status is None:
         return
@@ -78,6 +80,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _settings(status)
     if status.reflex is not None:
         yield from _reflex(status.reflex)
+    if status.interference is not None:
+        yield from ladder_metrics.current(status.interference)
     yield from cpumetrics.collect(status.cpu)
     yield from metrics_io.collect(status, now)
     if status.net is not None:
@@ -271,7 +275,9 @@ def _settings(status: Status) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "qosd_settings", "Settings that qosd wants, by file and how they stand.", labels=["file", "state"]
     )
-    for (file, state), count in Counter((each.file, each.state) for each in status.settings).items():
+    for (file, state), count in Counter(
+        (interface_file(each.file), each.state) for each in status.settings
+    ).items():
         states.add_metric([file, state], count)
     yield states
     contested = sum(setting.state == "contested" for setting in status.settings)

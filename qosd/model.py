@@ -94,6 +94,10 @@ class Workload(msgspec.Struct, frozen=True, gc=False):
     sample: CgroupSample
     files: dict[str, str]
     """Interface files a governor may want to write, as read (stripped): the ground truth for `diff`."""
+    events: dict[str, int] = {}
+    """cgroup.events: `populated`, `frozen`. Empty where it could not be read."""
+    memory_events: dict[str, int] = {}
+    """memory.events, the cgroups below included; empty where it could not be read."""
 
     @property
     def id(self) -> CgroupId:
@@ -265,6 +269,11 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
     cpus: tuple[int, ...]
 
 
+class CgroupFreeze(msgspec.Struct, frozen=True, gc=False, tag="cgroup.freeze", tag_field="file"):
+    file: ClassVar[str] = "cgroup.freeze"
+    frozen: bool
+
+
 class MemoryOomGroup(msgspec.Struct, frozen=True, gc=False, tag="memory.oom.group", tag_field="file"):
     file: ClassVar[str] = "memory.oom.group"
     group: bool
@@ -310,7 +319,8 @@ class IoLatency(msgspec.Struct, frozen=True, gc=False, tag="io.latency", tag_fie
 
 
 Setting = (
-    CpuMax
+    CgroupFreeze
+    | CpuMax
     | CpuMaxBurst
     | CpuWeight
     | CpuIdle

@@ -267,13 +267,15 @@ def order(writes: list[Write]) -> tuple[Write, ...]:
     """The order in which the kernel takes the writes, and in which no moment is tighter than both ends.
 
     cpu.max below cpu.max.burst is EINVAL, so a burst is lowered before and raised after its limit.
-    Limits are widened from the top down, then narrowed from the bottom up.
+    Limits are widened from the top down, then narrowed from the bottom up. A thaw comes first, a freeze last.
     """
     return tuple(sorted(writes, key=_write_rank))
 
 
 def _write_rank(write: Write) -> tuple[int, int, str]:
     depth = write.path.count("/")
+    if write.key.file == "cgroup.freeze":
+        return (-1 if write.new == "0" else 5, depth, write.path)
     if write.key.file == "cpu.max.burst":
         return (0 if int(write.new) <= int(write.old) else 4, depth, write.path)
     if _narrows(write):

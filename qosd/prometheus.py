@@ -63,10 +63,10 @@ class Call:
 
     def fetch(self, question: Question) -> float:
         """Raises QosdError with a sentence, whatever happens on the other side."""
-        address = urllib.parse.urlsplit(question.url)
         timeout = question.timeout_usec / 1e6
         fields = urllib.parse.urlencode({"query": question.query, "timeout": f"{timeout:g}s"})
         try:
+            address = urllib.parse.urlsplit(question.url)
             self._connection = http.client.HTTPConnection(
                 address.hostname or "", address.port, timeout=timeout
             )
@@ -75,7 +75,7 @@ class Call:
             body = response.read(_ANSWER_MAX + 1)
             return parse_answer(response.status, body)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise QosdError(f"{address.netloc}: {str(error) or type(error).__name__}") from None
+            raise QosdError(f"{question.url}: {str(error) or type(error).__name__}") from None
         finally:
             connection, self._connection = self._connection, None
             if connection is not None:

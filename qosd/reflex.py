@@ -5,8 +5,6 @@ The writes are the engine's (`Engine.react`); this is the memory around them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from qosd.config import Config, Mode
@@ -14,9 +12,6 @@ from qosd.model import Breach, Snapshot, Tier, printable
 from qosd.sys import Sys
 from qosd.trigger import Triggers
 from qosd.witness import Witness
-
-if TYPE_CHECKING:
-    from qosd.ebpf.session import Wait
 
 _EVENTS = 64  # a tick: after a dwell's worth nothing changes any more
 
@@ -87,15 +82,6 @@ class Reflex:
             why_not = {"": off}
         reactions = {source: dict(outcomes) for source, outcomes in self.reactions.items()}
         return ReflexStatus("trigger" if armed else "poll", armed, why_not, squeeze, reactions)
-
-
-def breaches_of(waits: tuple[Wait, ...]) -> tuple[Breach, ...]:
-    """The waits for a CPU in which the probe saw BE's tasks run."""
-    return tuple(
-        Breach(each.victim, "runq wait", each.wait_usec, each.threshold_usec, each.at_usec, source="runq")
-        for each in waits
-        if each.culprit == Tier.BE.value
-    )
 
 
 def _why_off(config: Config, mode: str) -> str | None:

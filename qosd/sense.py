@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from qosd import cgroupfs, clock, discover, procfs, psi, topology
+from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
@@ -48,13 +49,27 @@ _SYSTEMD = "/run/systemd"
 class Root:
     """A workload's own cgroup, its files kept open."""
 
-    __slots__ = ("below", "dir_fd", "files", "io_stat", "last", "match", "settings", "stat", "watched")
+    __slots__ = (
+        "below",
+        "dir_fd",
+        "events",
+        "files",
+        "io_stat",
+        "last",
+        "match",
+        "memory_events",
+        "settings",
+        "stat",
+        "watched",
+    )
 
     def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
         self.match = match
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
+        self.events = keep(sys, dir_fd, "cgroup.events", lambda raw: parse_events(raw, "cgroup.events"))
+        self.memory_events: KeptFile[dict[str, int]] | None = None
         self.io_stat: KeptFile[dict[str, DiskIo]] | None = None
         self.watched = watched
         self.settings: dict[str, KeptFile[str]] = {}
@@ -67,6 +82,10 @@ class Root:
         if None in self.files:
             close_cgroup(sys, self.files)
             self.files = keep_cgroup(sys, self.dir_fd)
+        if self.memory_events is None:
+            self.memory_events = keep(
+                sys, self.dir_fd, "memory.events", lambda raw: parse_events(raw, "memory.events")
+            )
         if self.io_stat is None:
             self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
         for file in self.watched:
@@ -74,11 +93,11 @@ class Root:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 3 + FILES + len(self.settings)
+        return 5 + FILES + len(self.settings)
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
-        for kept in (self.stat, self.io_stat, *self.settings.values()):
+        for kept in (self.stat, self.events, self.memory_events, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
         sys.close(self.dir_fd)
@@ -284,6 +303,8 @@ class Sensor:
             io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
             root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
             below = read_kept(root.stat, match.path, unknown)
+            events = read_kept(root.events, match.path, unknown)
+            memory_events = read_kept(root.memory_events, match.path, unknown)
             files = {
                 file: value
                 for file, kept in root.settings.items()
@@ -295,7 +316,15 @@ class Sensor:
         if below != root.below:
             root.below = below
             self._rescan_due = True
-        return Workload(match.rule.name, match.rule.tier, match.rule.priority, root.last, files)
+        return Workload(
+            match.rule.name,
+            match.rule.tier,
+            match.rule.priority,
+            root.last,
+            files,
+            events or {},
+            memory_events or {},
+        )
 
     def _rescan(self) -> None:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())

@@ -11,6 +11,7 @@ from qosd.cpu.view import CpuView
 from qosd.ebpf.status import ProbesView
 from qosd.files import Key, value_of
 from qosd.governors import Decision
+from qosd.interference.view import InterferenceView
 from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
@@ -116,6 +117,7 @@ class Status(msgspec.Struct, frozen=True):
     """None while `[net] uplinks` lists nothing."""
     reflex: ReflexStatus | None = None
     """What is found and done between two ticks."""
+    interference: InterferenceView | None = None
     cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None
     feeds: tuple[Feed, ...] = ()

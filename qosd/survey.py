@@ -69,6 +69,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _steal_pct(),
         _disks(host.cgroup_root),
         _uplinks(config),
+        _oomd_slices(config),
         io=_io(config, cgroups, proc),
         trigger=_trigger(config.fast, proc),
     )
@@ -194,6 +195,21 @@ def _slices(config: Config) -> tuple[SliceFacts, ...]:
     used = {pattern for rule in config.workload for pattern in rule.match}
     shown = {name: _systemctl_show(name, "FragmentPath") for name in ("ls.slice", "be.slice") if name in used}
     return tuple(SliceFacts(name, bool(path)) for name, path in shown.items() if path is not None)
+
+
+def _oomd_slices(config: Config) -> tuple[str, ...]:
+    slices = {
+        pattern.partition("/")[0]
+        for rule in config.workload
+        for pattern in rule.match
+        if pattern.partition("/")[0].endswith(".slice")
+    }
+    settings = ("ManagedOOMMemoryPressure", "ManagedOOMSwap")
+    return tuple(
+        name
+        for name in ("-.slice", *sorted(slices))
+        if any(_systemctl_show(name, setting) == "kill" for setting in settings)
+    )
 
 
 def _unit_capabilities() -> frozenset[str] | None:

@@ -7,6 +7,7 @@ since the restore that runs after a crash uses it too.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ class Sys:
     fstat = staticmethod(os.fstat)
     stat = staticmethod(os.stat)
     rename = staticmethod(os.rename)
+    pidfd_open = staticmethod(os.pidfd_open)
+    pidfd_send_signal = staticmethod(signal.pidfd_send_signal)
     monotonic_ns = staticmethod(time.monotonic_ns)
     time = staticmethod(time.time)
 

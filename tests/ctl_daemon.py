@@ -18,7 +18,12 @@ from qosd.cpu.pools import PoolView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import WindowView
 from qosd.ebpf.status import Latency, ProbeStatus, ProbesView
-from qosd.model import Pressure, Stall, Tier
+from qosd.interference.blame import Cause, Culprit
+from qosd.interference.kills import Left
+from qosd.interference.signals import Kind
+from qosd.interference.verdict import Verdict
+from qosd.interference.view import VerdictRecord, VictimsView, VictimView
+from qosd.model import CgroupId, Pressure, Stall, Tier
 from qosd.net.status import ClassStatus, EgressStatus, IngressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
 from qosd.status import (
@@ -102,9 +107,9 @@ NET = NetView(
                 ClassStatus("a001:10", "ls", 99 * 10**7, 10**9, 5 << 20, 5000, 1, 0),
                 ClassStatus("a001:2", "be-tier", 10**7, 7 * 10**8, 9 << 20, 9000, 7, 0),
                 ClassStatus("a001:20", "be", 5 * 10**6, 10**9, 8 << 20, 8000, 5, 3000),
-                ClassStatus("a001:30", "batch", 5 * 10**6, 2 * 10**8, 1 << 20, 1000, 2, 0),
+                ClassStatus("a001:30", "be:batch", 5 * 10**6, 2 * 10**8, 1 << 20, 1000, 2, 0),
             ),
-            reason=_CEILING,
+            reason=_CEILING, classes_age_ms=4000, be_bps=3e8,
         ),
     ),
     refused={"eth1": "eth1 has a root qdisc of somebody else: tbf 1:"},
@@ -115,6 +120,39 @@ NET = NetView(
 )  # fmt: skip
 
 
+VERDICT = Verdict(
+    7,
+    CgroupId(8),
+    "ls.slice",
+    "cpu.pressure",
+    Kind.CPU,
+    value=41.0,
+    peak=60.0,
+    threshold=30.0,
+    baseline=5.0,
+    cold=False,
+    cause=Cause.BE,
+    confidence=0.37,
+    text="BE did 74% of what was done with the CPUs",
+    culprits=(
+        Culprit(CgroupId(7), "be.slice", Tier.BE, 0.74),
+        Culprit(None, "system", None, 0.02),
+    ),
+    evidence=(Input("some stall", 41.0, "% of the time"),),
+    began_usec=5,
+)
+VERDICTS = (
+    VerdictRecord(msgspec.structs.replace(VERDICT, id=6, cause=Cause.SELF), NOW - 7200, NOW - 7100),
+    VerdictRecord(VERDICT, NOW - 20),
+)
+VICTIMS = VictimsView(
+    "kill",
+    Left(0, 4, 19),
+    (
+        VictimView("be.slice/job.service", "batch", "be", 2, 300 << 20, 1, 1, "priority 2, then memory"),
+        VictimView("ls.slice", "web", "ls", 0, 2 << 30, None, None, "never: it is latency-sensitive"),
+    ),
+)
 CPU = CpuView(
     windows=(WindowView("night", "Europe/Berlin", 7 * 60 + 5, "target 100 %"),),
     pools=(
@@ -150,6 +188,8 @@ def answers(**changes: Answer) -> dict[str, Answer]:
         "status": {"ok": msgspec.to_builtins(canned())},
         "decisions": {"ok": msgspec.to_builtins(records())},
         "config": {"ok": RULES},
+        "verdicts": {"ok": msgspec.to_builtins(VERDICTS)},
+        "victims": {"ok": msgspec.to_builtins(VICTIMS)},
     }
     return {**whole, **changes}
 

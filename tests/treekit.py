@@ -242,6 +242,16 @@ def _cpu_max(group: Path, text: str) -> str:
     return f"{quota} {period}"
 
 
+def _freeze(group: Path, text: str) -> str:
+    """cgroup_freeze_write(); an empty tree freezes at once, as do tasks that are not traced."""
+    if text not in ("0", "1"):
+        raise _refuse(errno.ERANGE)
+    events = group / "cgroup.events"
+    populated = text_of(events).split("\n")[0]
+    events.write_text(f"{populated}\nfrozen {text}\n", encoding="latin-1")
+    return text
+
+
 def _cpu_max_burst(group: Path, text: str) -> str:
     quota = text_of(group / "cpu.max").split()[0]
     if quota != "max" and _number(text) > int(quota):
@@ -333,6 +343,7 @@ _RULES: dict[str, Callable[[Path, str], str]] = {
     "cpu.weight": _cpu_weight,
     "cpu.idle": _cpu_idle,
     "cpuset.cpus": _cpuset_cpus,
+    "cgroup.freeze": _freeze,
     "io.max": _io_max,
     "io.latency": _io_latency,
     "io.weight": _io_weight,
@@ -398,6 +409,10 @@ GROUP_FILES = {
     "cpu.pressure": PRESSURE,
     "memory.pressure": PRESSURE,
     "io.pressure": PRESSURE,
+    "cgroup.type": "domain\n",
+    "cgroup.procs": "",
+    "cgroup.kill": "",
+    "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0\n",
     "cgroup.stat": "nr_descendants 0\nnr_dying_descendants 0\n",
 }
 MEMINFO = (

@@ -47,7 +47,7 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None
     reason: Reason
     squeeze: float = 1.0
-    """The part of it that an answered breach leaves (qosd/cpu/squeeze.py); `cores` has it in already."""
+    """The part of it that interference or an answered breach leaves; `cores` has it in already."""
 
 
 class Other(msgspec.Struct, frozen=True, gc=False):
@@ -130,6 +130,22 @@ def _predict(
     if usage.other >= expected.cores:
         return kept, Other(usage.other, f"used by LS and system, not less than what is {words}", inputs)
     return kept, Other(expected.cores, words, inputs)
+
+
+def squeezed(config: Config, allowance: Allowance, factor: float) -> Allowance:
+    """What interference leaves of the allowance, unless less is left already; the floor holds."""
+    if factor >= allowance.squeeze or allowance.cores is None or allowance.usage is None:
+        return allowance
+    whole = allowance.cores / allowance.squeeze
+    floor = allowance.usage.capacity * config.cpu.bandwidth.floor_pct / 100
+    cores = min(max(whole * factor, floor), whole)
+    reason = msgspec.structs.replace(
+        allowance.reason,
+        text=f"BE may use {cores:.2f} CPUs, {factor:.0%} of its allowance, since LS waits through it:"
+        f" {allowance.reason.text}",
+        clamp="interference",
+    )
+    return Allowance(cores, allowance.usage, reason, factor)
 
 
 def _hold(bandwidth: CpuBandwidth, state: State) -> tuple[State, Allowance]:

@@ -17,7 +17,6 @@ from qosd.cpu.allowance import Allowance
 from qosd.cpu.bound import is_limited
 from qosd.model import Breach, Snapshot, Tier
 from qosd.plan import Desired, Input
-from qosd.schema.cpu import Enforce
 from qosd.schema.fast import Fast
 
 RULE = "cpu.squeeze"
@@ -97,17 +96,6 @@ def decide(config: Config, now: Snapshot, granted: Allowance, state: State) -> t
         floor=now.host.nr_cpus * config.cpu.bandwidth.floor_pct / 100,
     )
     return state, _applied(granted, state)
-
-
-def enforced(config: Config, left: Allowance) -> Config:
-    """The configuration by which what is left is dealt out.
-
-    A squeeze is answered with cpu.max whatever enforces the allowance in calm: it is one write.
-    """
-    if left.squeeze >= 1 or config.cpu.bandwidth.enforce is Enforce.MAX:
-        return config
-    bandwidth = msgspec.structs.replace(config.cpu.bandwidth, enforce=Enforce.MAX)
-    return msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=bandwidth))
 
 
 def marked(

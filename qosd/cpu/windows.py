@@ -11,6 +11,7 @@ import msgspec
 from qosd.config import Config
 from qosd.cpu.allowance import Allowance
 from qosd.model import Snapshot
+from qosd.schema.cpu import Enforce
 from qosd.schema.windows import MINUTES_PER_DAY, Window, minutes_left
 
 _MINUTES_PER_HOUR = 60
@@ -49,7 +50,8 @@ def apply(config: Config, now: Snapshot) -> tuple[Config, tuple[WindowView, ...]
     if floor is not None:
         bandwidth = msgspec.structs.replace(config.cpu.bandwidth, floor_pct=floor)
         config = msgspec.structs.replace(config, cpu=msgspec.structs.replace(config.cpu, bandwidth=bandwidth))
-    return config, tuple(WindowView(w.name, w.zone, left, _changes(w)) for w, left in found)
+    binds = config.cpu.bandwidth.enforce is not Enforce.NONE or bool(config.pool)
+    return config, tuple(WindowView(w.name, w.zone, left, _changes(w, binds=binds)) for w, left in found)
 
 
 def pauses(config: Config) -> bool:
@@ -81,12 +83,13 @@ def duration(minutes: int) -> str:
     return f"{hours} h {rest:02d} min" if hours else f"{rest} min"
 
 
-def _changes(window: Window) -> str:
+def _changes(window: Window, *, binds: bool) -> str:
     parts = []
     if window.pause_be:
         parts.append("BE is paused")
     elif window.cpu_target_pct is not None:
-        parts.append(f"target {window.cpu_target_pct:g} %")
+        nobody = "" if binds else ", which holds nobody: enforce is none"
+        parts.append(f"target {window.cpu_target_pct:g} %{nobody}")
     if window.floor_pct is not None:
         parts.append(f"floor {window.floor_pct:g} %")
     return ", ".join(parts)

@@ -16,8 +16,8 @@ from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
 from qosd.files import interface_file
-from qosd.net.status import EgressStatus, UplinkView
-from qosd.plan import Reason
+from qosd.net.status import EgressStatus, UplinkView, bit_rate
+from qosd.plan import Input, Reason
 from qosd.procfs import cgroup2_mount
 from qosd.status import DecisionRecord, SettingStatus, Status, WorkloadStatus
 
@@ -186,13 +186,17 @@ def _standing(setting: SettingStatus, mode: str) -> str:
     return f"wanted: {setting.wanted}; {STATES.get(setting.state, setting.state)}{before}"
 
 
+def _quantity(given: Input) -> str:
+    return bit_rate(given.value) if given.unit == "bit/s" else f"{given.value:g} {given.unit}"
+
+
 def _reason(reason: Reason, since_tick: float) -> Iterator[tuple[str, str]]:
     yield "why", reason.text
     yield "rule", reason.rule
     ages: dict[str, list[str]] = {}
     for given in reason.inputs:
         age = screen.duration(given.age_ms / 1000 + max(since_tick, 0.0))
-        ages.setdefault(age, []).append(f"{given.name} {given.value:g} {given.unit}")
+        ages.setdefault(age, []).append(f"{given.name} {_quantity(given)}")
     for age, numbers in ages.items():
         yield "inputs", f"{', '.join(numbers)} (read {age} ago)"
     for label, text in (("threshold", reason.threshold), ("margin", reason.margin), ("clamp", reason.clamp)):

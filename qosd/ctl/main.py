@@ -55,15 +55,29 @@ def top(options: Options, count: int | None, json: bool) -> None:  # noqa: FBT00
 
 
 @cli.command()
-@click.argument("cgroup")
+@click.argument("cgroup", required=False)
 @click.option("--file", help="Only this interface file, as cpu.max.")
+@click.option("--verdict", type=int, metavar="ID", help="A verdict of `qosctl verdicts` instead.")
 @as_json
 @use
-def explain(options: Options, cgroup: str, file: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+def explain(
+    options: Options,
+    cgroup: str | None,
+    file: str | None,
+    verdict: int | None,
+    json: bool,  # noqa: FBT001 - as above
+) -> None:
     """Why each setting of CGROUP (path, unit, workload) or of an uplink is what it is, or is left alone."""
+    if (cgroup is None) is (verdict is None):
+        raise click.UsageError("name a CGROUP, or a verdict with --verdict ID")
+    if verdict is not None:
+        from qosd.ctl import verdicts  # noqa: PLC0415 - rich
+
+        verdicts.explain(options.socket, verdict, json=json)
+        return
     from qosd.ctl import explain as screen  # noqa: PLC0415 - rich
 
-    screen.show(options.socket, cgroup, file, json=json)
+    screen.show(options.socket, str(cgroup), file, json=json)
 
 
 @cli.command()
@@ -79,6 +93,27 @@ def decisions(options: Options, since: str | None, path: str | None, json: bool)
     since_usec = None if since is None else whole_duration(since)
     wanted = None if path is None else cgroups.relative(path, None)
     screen.show(options.socket, since_usec, wanted, json=json)
+
+
+@cli.command()
+@click.option("--since", metavar="DURATION", help="Only the last 90s, 10m, 1h, ...")
+@as_json
+@use
+def verdicts(options: Options, since: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """Which LS workload suffered from what and through whom; it remembers the last 256."""
+    from qosd.ctl import verdicts as screen  # noqa: PLC0415 - rich
+
+    screen.show(options.socket, None if since is None else whole_duration(since), json=json)
+
+
+@cli.command()
+@as_json
+@use
+def victims(options: Options, json: bool) -> None:  # noqa: FBT001 - as above
+    """Who would be frozen and killed first, who never, and why, before anything happens."""
+    from qosd.ctl import victims as screen  # noqa: PLC0415 - rich
+
+    screen.show(options.socket, json=json)
 
 
 @cli.command()

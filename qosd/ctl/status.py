@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, cpu, network, probes, reflex, screen, signals
+from qosd.ctl import client, cpu, network, probes, reflex, screen, signals, verdicts
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -50,6 +50,8 @@ def render(status: Status, now: float, width: int) -> Group:
         Text(),
         *_settings(status, width),
     ]
+    if status.interference is not None and (lines := verdicts.section(status.interference)):
+        parts += [Text(), *lines]
     if extra := list(cpu.section(status.cpu)):
         parts += [Text(), *extra]
     if status.ebpf is not None and any(each.count for each in status.ebpf.latencies):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import os
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -16,14 +17,16 @@ from typing import Any
 from qosd.ebpf.errors import BccMissingError, BpfError, NotByBccError, RefusedError
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
-from qosd.ebpf.runq import PROGRAMS, pairs
+from qosd.ebpf.runq import PROGRAMS, RunqOptions, pairs
 from qosd.ebpf.tracing import ALL, Probe, Tracing, TracingOptions, possible_cpus
 
 DIST_PACKAGES = "/usr/lib/python3/dist-packages"
 NAME = "runq.bcc"
 
-_HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
-_NAMES = {".data.runq": "runq_settings"}
+HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
+NAMES = {".data.runq": "runq_settings"}
+_COMMON = re.compile(r"^include (/\S+)/Makefile", re.MULTILINE)
+_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 _RAW_TRACEPOINT = 17
 """BPF_PROG_TYPE_RAW_TRACEPOINT"""
 
@@ -42,7 +45,7 @@ class BccObject:
 
     def map(self, name: str) -> Map:
         if name not in self._opened:
-            table = self._bpf[_NAMES.get(name, name)]
+            table = self._bpf[NAMES.get(name, name)]
             self._opened[name] = Map.of_fd(self._library, table.map_fd, name)
         return self._opened[name]
 
@@ -52,7 +55,7 @@ class BccObject:
         return ring
 
     def attach(self, program: str) -> int:
-        hook = _HOOKS[program]
+        hook = HOOKS[program]
         self._bpf.attach_raw_tracepoint(tp=hook, fn_name=program)
         link = int(self._bpf.raw_tracepoint_fds[hook.encode()])
         self._links[link] = hook
@@ -80,15 +83,7 @@ def open_tracing(library: Library, options: TracingOptions) -> Tracing:
     bcc = _import_bcc()
     cpus = possible_cpus(library)
     source = importlib.resources.files("qosd.ebpf") / "probes" / f"{NAME}.c"
-    definitions = {
-        "CPUS": cpus,
-        "SLOTS": options.runq.max_workloads + 1,
-        "PAIRS": pairs(options.runq, cpus),
-        "BLAME_FLOOR_NS": f"{options.runq.blame_floor_ns}ull",
-        "EVENT_GAP_NS": f"{options.runq.event_gap_ns}ull",
-    }
-    flags = [f"-D{name}={value}" for name, value in definitions.items()]
-    _show_headers()
+    flags = [*definitions(options.runq, cpus), *headers()]
     try:
         bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=flags)
         loaded = BccObject(library, bpf)
@@ -105,6 +100,18 @@ def open_tracing(library: Library, options: TracingOptions) -> Tracing:
     return tracing
 
 
+def definitions(options: RunqOptions, cpus: int) -> list[str]:
+    """What the program takes from its compiler's command line."""
+    values = {
+        "CPUS": cpus,
+        "SLOTS": options.max_workloads + 1,
+        "PAIRS": pairs(options, cpus),
+        "BLAME_FLOOR_NS": f"{options.blame_floor_ns}ull",
+        "EVENT_GAP_NS": f"{options.event_gap_ns}ull",
+    }
+    return [f"-D{name}={value}" for name, value in values.items()]
+
+
 def _import_bcc() -> ModuleType:
     sys.path.append(DIST_PACKAGES)
     try:
@@ -118,9 +125,23 @@ def _import_bcc() -> ModuleType:
     return bcc
 
 
-def _show_headers() -> None:
-    """A sandbox may hide /lib/modules, where bcc looks for the way to the headers."""
-    release = os.uname().release
-    headers = f"/usr/src/linux-headers-{release}"
-    if not os.path.isdir(f"/lib/modules/{release}/build") and os.path.isdir(headers):
-        os.environ.setdefault("BCC_KERNEL_SOURCE", headers)
+def headers(root: str = "/") -> list[str]:
+    """Flags for the kernel's headers where /lib/modules, at which bcc looks for them, is hidden by a sandbox.
+
+    Debian's are in two directories: what one configuration generated, and what all have in common, where
+    bcc's own relative paths lead once BCC_KERNEL_SOURCE is set to it.
+    """
+    release, machine = os.uname().release, os.uname().machine
+    build = f"{root}usr/src/linux-headers-{release}"
+    if os.path.isdir(f"{root}lib/modules/{release}/build"):
+        return []
+    try:
+        with open(f"{build}/Makefile", encoding="utf-8") as makefile:
+            common = _COMMON.search(makefile.read())
+    except OSError:
+        return []
+    if common is None:
+        return []
+    os.environ["BCC_KERNEL_SOURCE"] = common[1]
+    arch = f"arch/{_ARCHITECTURES.get(machine, machine)}/include/generated"
+    return [f"-I{build}/{path}" for path in (arch, "include", f"{arch}/uapi", "include/generated/uapi")]

@@ -18,6 +18,16 @@ from qosd.schema.policy import MAPS_MAX, OBJECT_MAX, Policy
 
 _ID = 8
 _WATCHED = struct.Struct("=I")
+_CALL = struct.Struct("<BBhi")
+_CALL_HELPER = (0x85, 0, 0)
+"""BPF_JMP | BPF_CALL with src_reg 0: the helper of the number in imm (include/uapi/linux/bpf.h)."""
+_NOT_ONLY_LOOKING = {
+    36: "bpf_probe_write_user",
+    58: "bpf_override_return",
+    109: "bpf_send_signal",
+    117: "bpf_send_signal_thread",
+}
+_KERNEL_FUNCTIONS = b"\0.ksyms\0"
 _OF_COMPILER = (".rodata", ".data", ".bss", ".kconfig")
 
 
@@ -37,6 +47,7 @@ class PolicyProbe:
         """Raises BpfError with the reason; nothing stays in the kernel then."""
         if len(elf) > OBJECT_MAX:
             raise BpfError(f"{policy.name}: the object is larger than {OBJECT_MAX >> 20} MiB")
+        _only_looks(policy, elf)
         opened = Object(library, policy.name, elf)
         with contextlib.ExitStack() as undo:
             undo.callback(opened.close)
@@ -86,6 +97,18 @@ def _key(cgroup: CgroupId) -> bytes:
 
 def _total(value: memoryview) -> int:
     return sum(int.from_bytes(value[start : start + _ID], "little") for start in range(0, len(value), _ID))
+
+
+def _only_looks(policy: Policy, elf: bytes) -> None:
+    """No helper that changes what runs, and no kernel function, of which newer kernels have ever more.
+
+    Sections of instructions are aligned to 8 bytes, so every instruction is one of these words.
+    """
+    for opcode, registers, offset, number in _CALL.iter_unpack(elf[: len(elf) & ~7]):
+        if (opcode, registers, offset) == _CALL_HELPER and number in _NOT_ONLY_LOOKING:
+            raise BpfError(f"{policy.name}: it calls {_NOT_ONLY_LOOKING[number]}, and a policy may only look")
+    if _KERNEL_FUNCTIONS in elf:
+        raise BpfError(f"{policy.name}: it uses kernel functions (__ksym), and a policy may only look")
 
 
 def _is_as_declared(policy: Policy, opened: Object) -> None:

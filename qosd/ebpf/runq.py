@@ -140,5 +140,7 @@ class Runq:
         return map(decode_runq_breach, self._ring.consume())
 
     def close(self) -> None:
+        """Nobody reads any more; a ring with records in it would wake the loop for ever."""
+        self._ring.close()
         self._mapped_waits.close()
         self._mapped_cpus.close()

@@ -14,6 +14,8 @@ class LinkEvent(NamedTuple):
     name: str | None = None
     """None for an event about a qdisc or a class, which do not carry the name."""
     news: ClassNews | None = None
+    vlan: bool = False
+    """It may send through an uplink under its own ifindex."""
 
 
 class Monitor:
@@ -52,7 +54,7 @@ def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
     for kind, _sequence, body in rtnl.split(data):
         if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
             link = rtnl.parse_link(body)
-            found.append(LinkEvent(link.ifindex, link.name))
+            found.append(LinkEvent(link.ifindex, link.name, vlan=link.kind == "vlan"))
         elif kind in (rtnl.RTM_NEWQDISC, rtnl.RTM_DELQDISC):
             qdisc = rtnl.parse_root_qdisc(body)
             if qdisc is not None:

@@ -110,7 +110,7 @@ def _decide_link(config: Net, tick: split.Tick, held: LinkState) -> tuple[LinkSt
         text=f"BE may send {_words(ceil)} of {_words(speed)}: LS and system use {_words(used)}",
         inputs=(
             Input("link", speed, "bit/s"),
-            Input("ls_egress", round(egress.ls_bps), "bit/s", egress.age_ms),
+            Input("ls_egress", round(egress.ls_bps), "bit/s"),
             Input("ls_egress_peak", round(used), "bit/s", (tick.usec - peaks[0][0]) // 1000),
             Input("total_egress", round(egress.total_bps), "bit/s"),
         ),

@@ -65,8 +65,6 @@ class Tick(NamedTuple):
 class Egress(NamedTuple):
     ls_bps: float
     total_bps: float
-    age_ms: int
-    """Of the reading that it rests on."""
 
 
 def tick_of(prev: NetSample | None, now: NetSample, uplink: UplinkSample, ceil_bps: int) -> Tick:
@@ -119,7 +117,7 @@ def follow(split: Split, tick: Tick, limits: Limits) -> tuple[Split, Egress | No
     split = Split(reading, unseen, 0.0, split.counting, settle)
     if seconds > 1.5 * tick.span:
         return split, _estimate(split, tick)
-    return split, Egress(ls, total, 0)
+    return split, Egress(ls, total)
 
 
 def _counted(split: Split, tick: Tick) -> Split:
@@ -147,11 +145,11 @@ def _follows(last: Reading, now: Reading) -> bool:
 
 
 def _estimate(split: Split, tick: Tick) -> Egress | None:
-    if split.unseen_bps is None or split.reading is None or tick.total_bps is None:
+    if split.unseen_bps is None or tick.total_bps is None:
         return None
     handed = min(tick.counted_bps or 0.0, tick.ceil_bps) + split.unseen_bps
     be = min(max(handed, 0.0), tick.ceil_bps)
-    return Egress(max(0.0, tick.total_bps - be), tick.total_bps, (tick.usec - split.reading.usec) // 1000)
+    return Egress(max(0.0, tick.total_bps - be), tick.total_bps)
 
 
 def _rate(before: int | None, after: int | None, span: float) -> float | None:

@@ -16,7 +16,7 @@ class ClassStatus(msgspec.Struct, frozen=True):
     id: str
     """As `tc` writes it: a001:20."""
     name: str
-    """link, ls, be-tier (all of BE), be (BE without a limit of its own), or a workload's name."""
+    """link, ls, be-tier (all of BE), be (BE without a limit of its own), or be:NAME of a workload."""
     rate_bps: int
     ceil_bps: int
     sent_bytes: int
@@ -41,12 +41,8 @@ class UplinkView(msgspec.Struct, frozen=True):
     error: str | None = None
     classes_age_ms: int | None = None
     """Since the classes were read: three times a minute, unless something moves."""
-
-    @property
-    def be_bps(self) -> float | None:
-        if self.total_bps is None or self.ls_bps is None:
-            return None
-        return max(self.total_bps - self.ls_bps, 0.0)
+    be_bps: float | None = None
+    """The rest of the total."""
 
 
 class EgressStatus(msgspec.Struct, frozen=True):
@@ -91,7 +87,7 @@ def class_id(number: int) -> str:
 
 
 def class_name(number: int, limits: tuple[tuple[str, int], ...]) -> str:
-    own = {workload_class(index): name for index, (name, _rate) in enumerate(limits)}
+    own = {workload_class(index): f"be:{name}" for index, (name, _rate) in enumerate(limits)}
     return _FIXED_CLASSES.get(number) or own.get(number, class_id(number))
 
 

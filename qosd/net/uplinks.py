@@ -62,7 +62,7 @@ class Uplinks:
         any_link = names == "auto" or self.config.forwarded_mark is not None
         for event in (each for each in events if each.news is None):
             ours = event.ifindex in self.held or (event.name is not None and event.name in names)
-            self._dirty |= ours or (any_link and event.name is not None)
+            self._dirty |= ours or event.vlan or (any_link and event.name is not None)
         return self._dirty
 
     def _note_classes(self, events: tuple[LinkEvent, ...]) -> None:

@@ -146,6 +146,25 @@ def test_the_verifiers_own_words_are_the_refusal(policies: Policies, example: Pa
     assert "the kernel refused program on_switch: R" in said
 
 
+@pytest.mark.parametrize(
+    ("c", "said"),
+    [
+        ({"*times += 1;": "*times += 1, bpf_send_signal(9);"}, "it calls bpf_send_signal"),
+        (
+            {
+                "static void count": "extern void bpf_rcu_read_lock(void) __ksym;\nstatic void count",
+                "*times += 1;": "*times += 1, bpf_rcu_read_lock();",
+            },
+            "it uses kernel functions",
+        ),
+    ],
+)
+def test_an_object_that_could_do_more_than_look_is_refused(
+    policies: Policies, example: Path, tmp_path: Path, c: dict[str, str], said: str
+) -> None:
+    assert said in ask(policies, "load", altered(example, tmp_path, c=c))["error"]
+
+
 def test_maps_that_could_take_too_much_are_refused(policies: Policies, example: Path, tmp_path: Path) -> None:
     entries = "__uint(max_entries, {});\n\t__type(key, __u64);\n\t__type(value, __u64)"
     file = altered(example, tmp_path, c={entries.format(1024): entries.format(4_000_000)})

@@ -13,6 +13,7 @@ from qosd.config import Config, decode
 from qosd.ebpf.session import Session, open_session
 from qosd.model import CgroupSample, HostSample, Probed, Snapshot, Tier, Workload
 from qosd.probes import Probes
+from qosd.schema.units import Duration
 
 HOG = "while True: pass"
 VICTIM = """
@@ -83,13 +84,13 @@ def test_a_long_wait_of_ls_for_be_wakes_the_loop_and_is_counted_as_bes(cgroup: C
         poll.register(fd, select.EPOLLIN)
         contend(ls, be)
         assert [each for each, _ in poll.poll(1)] == [fd]
-        waits = probes.events()
+        heard = probes.hear()
     finally:
         poll.close()
         probes.close()
     assert probes.breaches["be"] > 0
-    assert {wait.victim for wait in waits} == {ls.id}
-    assert all(wait.wait_usec > 1000 for wait in waits)
+    assert {each.victim for each in heard} == {ls.id}
+    assert all(each.value > each.threshold == 1000 for each in heard)
 
 
 def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(
@@ -110,23 +111,30 @@ def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(
 
 
 def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[str], Any]) -> None:
-    """No window is as short as this in a configuration; the clock of the snapshots is the test's."""
+    """The snapshots' clock is the test's. What was sent and not read must not wake the loop for ever."""
     ls, be = cgroup("ls"), cgroup("be")
-    config = msgspec.structs.replace(Config().ebpf, probes=("runq",), max_overhead_pct=1e-6)
+    easily = msgspec.structs.replace(Config().ebpf.baseline, runq_cold=Duration(1_000))
+    config = msgspec.structs.replace(Config().ebpf, probes=("runq",), max_overhead_pct=1e-6, baseline=easily)
     session = open_session(config)
+    poll = select.epoll()
     try:
+        assert session.fd is not None
+        poll.register(session.fd, select.EPOLLIN)
         first = snapshot(ls=ls, be=be)
         session.sample(first)
         assert session.detach_too_dear(first) == ()
         contend(ls, be)
+        assert len(poll.poll(1)) == 1
         later = msgspec.structs.replace(first, monotonic_usec=first.monotonic_usec + 10_000_000)
         session.sample(later)
         (error,) = session.detach_too_dear(later)
         assert "max_overhead_pct" in str(error)
         assert session.attached == ()
         assert session.fd is None
+        assert poll.poll(0) == []
         assert {each.runq for each in session.sample(later)} == {None}
     finally:
+        poll.close()
         session.close()
 
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from netns import lab as lab_module
 from netns.lab import Lab
+from netns.traffic import Sink, finish, sender
 
 from qosd.__main__ import main
 from qosd.config import Config, WorkloadRule
@@ -169,6 +170,40 @@ def test_uplinks_that_go_and_come_with_a_reload_are_released_and_shaped_again(la
     assert fd is not None
     assert rig.egress.fileno() is not None
     assert lab.root("u0").is_ours
+
+
+def test_a_limit_on_what_be_receives_needs_no_uplink_and_goes_with_its_key(lab: Lab) -> None:
+    before = lab.dump()
+    limited = Config(net=Net(be_ingress_max=Bitrate(20 * MBIT)), workload=(BE,))
+    rig = Rig(lab, limited)
+    assert rig.tick(enforce=False)[1] is not None
+    sink = Sink([], rig.cgroups[Tier.BE])
+    lab.at_close(sink.close)
+    flood = sender(
+        None, "--to", "10.9.0.1", "--port", "5000", "--proto", "udp", "--mbit", "80", enter=lab.enter
+    )
+    lab.at_close(lambda: finish(flood))
+    assert sink.settled_rate_bps((5000,), 0.5)[5000] > 50 * MBIT
+    rig.tick()
+    time.sleep(0.3)
+    rig.tick()
+    assert sink.rate_bps(1.0)[5000] < 25 * MBIT
+    _, view = rig.tick()
+    assert view is not None
+    assert view.be_ingress is not None
+    assert (view.uplinks, view.degraded, view.be_ingress.max_bps) == ((), (), 20 * MBIT)
+    assert view.be_ingress.bps == pytest.approx(20 * MBIT, rel=0.2)
+    assert view.be_ingress.dropped_bps is not None
+    assert view.be_ingress.dropped_bps > 20 * MBIT
+    assert lab.dump() == before
+    _, view = rig.tick(enforce=False)
+    assert view is not None
+    assert view.be_ingress is None
+    rig.tick()
+    rig.egress.reconfigure(Config(workload=(BE,)))
+    assert rig.tick() == ([], None)
+    assert sink.rate_bps(1.0)[5000] > 50 * MBIT
+    rig.close()
 
 
 def test_a_device_that_went_is_said_between_ticks(lab: Lab, rig: Rig) -> None:

@@ -202,12 +202,16 @@ def test_routed_container_traffic_of_be_is_held_by_the_mark_and_that_of_ls_is_no
     ifindex = build(lab, tc)
     marking.configure(Settings(mark=1 << 20, dscp_be=CS1), [CgroupId(be.stat().st_ino)])
     attach(marking, [ifindex], [lab.link("c0").ifindex])
+    assert marking.forwarded_to(frozenset({ifindex})) == {ifindex: 0}
     job = lab.cgroup("be/job")
     send_from(lab, container, 5000, cgroup=job)
     send_from(lab, container, 5001, "--mbit", "150", cgroup=be.parent / "ls")
     rates = lab.sink().settled_rate_bps((5000, 5001), 1.5)
     assert rates[5000] == pytest.approx(50 * MBIT, rel=0.12)
     assert rates[5001] > 140 * MBIT
+    _, received = lab.sink().bytes()
+    sent = marking.forwarded_to(frozenset({ifindex}))[ifindex]
+    assert received[5000] <= sent < received[5000] + received[5001]
 
 
 def test_a_device_that_is_gone_is_no_error(marking: Marking) -> None:

@@ -72,6 +72,9 @@ class Rig:
     def ceil_bps(self) -> int:
         return self.network.status().wanted[0].ceil_bps
 
+    def inputs(self) -> dict[str, float]:
+        return {each.name: each.value for each in self.network.status().wanted[0].reason.inputs}
+
 
 @pytest.fixture(autouse=True)
 def needs_cgroup2() -> None:
@@ -105,6 +108,49 @@ def test_be_gives_way_to_ls_gets_it_back_and_nothing_is_left(lab: Lab) -> None:
     assert low + 5 * MBIT < rig.ceil_bps <= low + 31 * MBIT
     assert [event.text for event in rig.network.close()] == ["released; the kernel's default qdisc is back"]
     assert lab.dump() == before
+
+
+def test_steady_traffic_needs_next_to_no_netlink(lab: Lab) -> None:
+    """What the tiers send is known all the same, from counters that are read for nothing."""
+    rig = Rig(lab, msgspec.structs.replace(CONFIG, hold_sec=15.0, deadband_pct=10.0))
+    rig.tick()
+    lab.send(5000, cgroup=rig.be)
+    lab.send(5001, "--mbit", "20", cgroup=rig.ls)
+    lab.sink().settled_rate_bps((5000, 5001), 0.1)
+    for _ in range(8):
+        time.sleep(0.25)
+        rig.tick()
+    before = rig.network.status().netlink_requests
+    for _ in range(20):
+        time.sleep(0.25)
+        rig.tick()
+    status = rig.network.status()
+    assert status.netlink_requests - before <= 4
+    assert rig.inputs()["ls_egress"] == pytest.approx(21 * MBIT, abs=8 * MBIT)
+    assert rig.ceil_bps == pytest.approx(66 * MBIT, abs=12 * MBIT)
+    rig.network.close()
+
+
+def test_what_be_sends_through_a_bridge_on_the_uplink_is_known_to_be_be(lab: Lab) -> None:
+    """IP sends by the bridge, HTB sits on its port: two ifindexes, one way out."""
+    lab.run("ip link add br0 type bridge")
+    lab.run("ip addr flush dev u0")
+    lab.run("ip link set u0 master br0")
+    lab.run("ip addr add 10.9.0.1/24 dev br0")
+    lab.run("ip link set br0 up")
+    rig = Rig(lab)
+    rig.tick()
+    lab.send(5000, cgroup=rig.be)
+    lab.sink().settled_rate_bps((5000,), 0.2)
+    for _ in range(5):
+        rig.tick()
+        time.sleep(0.4)
+    assert rig.network.uplinks.carriers() == {
+        lab.link("u0").ifindex: frozenset({lab.link("u0").ifindex, lab.link("br0").ifindex})
+    }
+    assert rig.inputs()["total_egress"] > 60 * MBIT
+    assert rig.inputs()["ls_egress"] < 10 * MBIT
+    rig.network.close()
 
 
 def test_observing_changes_nothing_and_says_what_would_be(lab: Lab) -> None:

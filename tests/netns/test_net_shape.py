@@ -10,10 +10,11 @@ import pytest
 from netns.lab import Lab
 
 from qosd.config import Ownership
-from qosd.net import shaping, undo
+from qosd.net import drift, shaping, undo
 from qosd.net.config import Net
-from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LS_CLASS
+from qosd.net.device import BE_CLASS, BE_TIER, HANDLE, LINK_CLASS, LS_CLASS
 from qosd.net.model import Leaf, NetSample, Shape
+from qosd.net.monitor import Monitor
 from qosd.net.survey import survey
 from qosd.net.tc import Fault, Tc, TcError
 from qosd.net.uplinks import Uplinks
@@ -375,6 +376,24 @@ def test_a_change_that_no_news_told_of_is_found_by_the_next_reading(lab: Lab) ->
     ceils = {sample.classid: sample.ceil_bps for sample in uplinks.tc.classes(lab.link("u0").ifindex)}
     assert ceils[BE_TIER] == 900 * MBIT
     uplinks.close()
+
+
+def test_a_link_of_40_gbit_is_built_as_wanted_and_its_classes_are_read_back(lab: Lab, tc: Tc) -> None:
+    """Beyond 2^32 bytes/s, where rates have a second, wide attribute; and the kernel's news have it too."""
+    ifindex = lab.link("u0").ifindex
+    monitor = Monitor()
+    wanted = shape(lab, speed_bps=40 * GBIT, floor_bps=400 * MBIT, ceil_bps=36 * GBIT)
+    tc.build(wanted)
+    classes = {sample.classid: (sample.rate_bps, sample.ceil_bps) for sample in tc.classes(ifindex)}
+    assert classes[LINK_CLASS] == (40 * GBIT, 40 * GBIT)
+    assert classes[BE_TIER] == (400 * MBIT, 36 * GBIT)
+    assert drift.of_reading(wanted, tc.classes(ifindex)) is None
+    news = [event.news for event in monitor.read() or () if event.news is not None]
+    assert {each.classid: each.rates_bps for each in news} == classes
+    assert drift.of_news(wanted, news) is None
+    monitor.close()
+    lab.send(5000, "--priority", BE)
+    assert lab.sink().settled_rate_bps((5000,), 0.5)[5000] > 100 * MBIT
 
 
 def test_a_deleted_class_makes_us_build_anew(lab: Lab) -> None:

@@ -315,6 +315,24 @@ def test_a_restore_that_fails_between_idle_and_weight_is_finished_later(loop: Lo
     assert text_of(group / "cpu.weight") == "42"
 
 
+def test_a_weight_wanted_before_idle_gave_it_back_keeps_its_true_original(loop: Loop) -> None:
+    """The 100 that stands there meanwhile is the kernel's reset, nobody's choice."""
+    group = loop.root / "be.slice"
+    (group / "cpu.weight").write_text("42\n")
+    loop.tick(loop.want("be.slice", CpuIdle(True)))
+    loop.sys.fail(errno.EBUSY, file="cpu.weight")
+    loop.tick()
+    loop.sys.heal()
+    between = (text_of(group / "cpu.idle"), text_of(group / "cpu.weight"))
+
+    loop.tick(loop.want("be.slice", CpuWeight(7)))
+    loop.sys.advance(BACKOFF.max_usec / 1e6)
+    loop.tick()
+
+    assert between == ("0", "100")
+    assert text_of(group / "cpu.weight") == "42"
+
+
 def test_a_weight_chosen_while_idle_was_undone_is_the_one_given_back(loop: Loop) -> None:
     """`systemctl set-property be.slice CPUWeight=70` clears cpu.idle and writes the weight."""
     group = loop.root / "be.slice"
@@ -371,6 +389,22 @@ def test_burst_and_limit_go_there_and_back_in_an_order_the_kernel_takes(
     assert {done.result for done in back.restored} <= {"done"}
     assert text_of(group / "cpu.max") == f"{original[0]} 100000"
     assert text_of(group / "cpu.max.burst") == original[1]
+
+
+def test_a_mask_that_cannot_even_be_widened_is_kept_for_another_attempt(loop: Loop) -> None:
+    """What the parent does not have says nothing of the cgroup itself: it is not gone."""
+    mask = loop.root / "be.slice/cpuset.cpus"
+    (loop.root / "be.slice/cgroup.events").write_text("populated 0\n")
+    loop.tick(loop.want("be.slice", CpusetCpus((0, 2))))
+    loop.sys.fail(errno.ENOSPC, file="cpuset.cpus")
+    _, report = loop.tick()
+    loop.sys.heal()
+
+    loop.sys.advance(BACKOFF.max_usec / 1e6)
+    loop.tick()
+
+    assert [outcome.result for outcome in report.restored] == ["failed"]
+    assert text_of(mask) == ""
 
 
 @pytest.mark.parametrize("possible", ["0-3\n", "0-7\n", None], ids=["taken", "refused", "missing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -60,3 +61,20 @@ def test_the_bcc_of_pypi_is_not_taken_for_debians(monkeypatch: pytest.MonkeyPatc
 def test_without_the_run_queue_probe_there_is_nothing_for_bcc_to_load() -> None:
     with pytest.raises(NotByBccError, match="blkio: bcc loads the runq probe only"):
         bcc.open_tracing(SimpleNamespace(), TracingOptions(probes=("blkio",)))  # type: ignore[arg-type]
+
+
+def test_headers_that_a_sandbox_hides_are_found_where_debian_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generated half by flags, the common half by what bcc takes for the kernel's source."""
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "")
+    release = os.uname().release
+    build = tmp_path / f"usr/src/linux-headers-{release}"
+    build.mkdir(parents=True)
+    assert bcc.headers(f"{tmp_path}/") == []
+    (build / "Makefile").write_text("include /usr/src/linux-headers-6.1.0-1-common/Makefile\n")
+    flags = bcc.headers(f"{tmp_path}/")
+    assert f"-I{build}/include" in flags
+    assert os.environ["BCC_KERNEL_SOURCE"] == "/usr/src/linux-headers-6.1.0-1-common"
+    (tmp_path / f"lib/modules/{release}/build").mkdir(parents=True)
+    assert bcc.headers(f"{tmp_path}/") == []

@@ -168,7 +168,7 @@ def test_explain_takes_an_uplink_and_shows_its_classes_and_the_reason(sock: str)
         text = qosctl("explain", "eth0", sock=sock).stdout
     assert "eth0 is an uplink of 1 Gbit/s, up, shaped; LS and system send 200 Mbit/s, BE 300 Mbit/s" in text
     assert "BE may send 700.0 Mbit/s of 1.00 Gbit/s" in text
-    assert re.search(r"a001:30 +batch +5 Mbit/s +200 Mbit/s +1 MiB +2 ", text)
+    assert re.search(r"a001:30 +be:batch +5 Mbit/s +200 Mbit/s +1 MiB +2 ", text)
 
 
 def test_explain_says_why_an_uplink_is_refused_and_exits_1(sock: str) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ctl_daemon import NOW, answers, canned, daemon, records
 from rich.console import Console
 
-from qosd.ctl import top
+from qosd.ctl import top, topview
 from qosd.ctl.main import cli
 from qosd.ebpf.status import Latency, ProbesView
 from qosd.model import Feed
@@ -29,17 +29,17 @@ FEEDS = (
 )
 
 
-def printed(view: top.View, width: int, height: int) -> list[str]:
+def printed(view: topview.View, width: int, height: int) -> list[str]:
     with open(os.devnull, "w") as nowhere:
         console = Console(width=width, height=height, record=True, file=nowhere)
-        console.print(top.render(view, NOW, width, height))
+        console.print(topview.render(view, NOW, width, height))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 def shown(width: int, height: int, **changes: object) -> list[str]:
     status = canned(**changes)
-    history = tuple(top.Moment(n % 4, 1.0, 2.0, 5.0) for n in range(200))
-    return printed(top.View(status, records(), history), width, height)
+    history = tuple(topview.Moment(n % 4, 1.0, 2.0, 5.0) for n in range(200))
+    return printed(topview.View(status, records(), history), width, height)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (60, 10), (300, 100)])
@@ -77,7 +77,7 @@ def test_run_queue_waits_rungs_and_verdicts_are_shown_where_there_are_any() -> N
     )
     status = canned(ebpf=ProbesView("libbpf", None, (), waits))
     text = b'{"rungs": [{"kind": "cpu", "rung": "quota"}], "verdicts": [{"verdict": {"text": "web waits"}}]}'
-    view = top.View(status, records(), (), msgspec.json.decode(text, type=top.Answers))
+    view = topview.View(status, records(), (), msgspec.json.decode(text, type=topview.Answers))
 
     lines = printed(view, 80, 24)
     assert "Run queue p99   web 1235 us !" in lines
@@ -86,7 +86,7 @@ def test_run_queue_waits_rungs_and_verdicts_are_shown_where_there_are_any() -> N
 
 
 def test_a_course_is_one_character_a_tick_and_the_unknown_is_not_zero() -> None:
-    assert top.course([0.0, 0.01, 4.0, 9.0, None], 4.0) == " .@@?"
+    assert topview.course([0.0, 0.01, 4.0, 9.0, None], 4.0) == " .@@?"
 
 
 @pytest.fixture

@@ -159,6 +159,12 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "CAP_SYS_RESOURCE",
         ),
         ({"swap_bytes": 0}, "swap", "warn", "zram"),
+        (
+            {"oom_killers": ("systemd-oomd",), "oomd_slices": ("be.slice",)},
+            "oom killer",
+            "warn",
+            "ManagedOOMMemoryPressure=auto",
+        ),
         ({"oom_killers": ("systemd-oomd",)}, "oom killer", "warn", "ManagedOOMPreference=omit"),
         ({"oom_killers": ("earlyoom",)}, "oom killer", "warn", "disable --now earlyoom"),
         (

@@ -329,8 +329,15 @@ def test_a_server_that_trickles_hangs_or_hangs_up_is_cut_off(handle: Callable[[s
 
 
 def test_a_server_that_is_not_there_is_a_sentence() -> None:
-    with pytest.raises(QosdError, match=r"^127\.0\.0\.1:1: .*refused"):
+    with pytest.raises(QosdError, match=r"^http://127\.0\.0\.1:1: .*refused"):
         Call().fetch(Question("p99", "http://127.0.0.1:1", "up", 1_000_000))
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://x:y", "http://a b", "http://" + "x" * 300, "http://"])
+def test_an_address_that_is_none_is_a_sentence_too(url: str) -> None:
+    """What else escaped would end the thread, and with it every signal of its kind."""
+    with pytest.raises(QosdError):
+        Call().fetch(Question("p99", url, "up", 1_000_000))
 
 
 class Canned(Poller):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qosd import governors
-from qosd.config import Config
+from qosd.config import Config, decode
 from qosd.cpu import allowance, bandwidth
 from qosd.cpu.bandwidth import Claim
 from qosd.files import interface_file
@@ -25,7 +25,8 @@ from qosd.model import (
     Tier,
     Workload,
 )
-from qosd.schema.cpu import Cpu, CpuBandwidth, CpuWeights, Enforce, Estimate, IdlePolicy
+from qosd.schema.burst import BurstPolicy, CpuBurst
+from qosd.schema.cpu import Cpu, CpuBandwidth, Cpuset, CpusetMode, CpuWeights, Enforce, Estimate, IdlePolicy
 
 NR_CPUS = 8
 FILES = {
@@ -77,13 +78,28 @@ def allowances(config: Config, snapshots: list[Snapshot]) -> list[float | None]:
 
 
 LOADS = st.lists(st.tuples(st.none() | CPUS, CPUS, CPUS), min_size=2, max_size=12)
+POOLED = decode(
+    '[[pool]]\nname = "front"\npriority = 0\n[[pool]]\nname = "batch"\ncpu_target_pct = 80\nweight = 7\n'
+    '[[workload]]\nname = "ls"\ntier = "ls"\nmatch = ["ls.slice"]\npool = "front"\ncpus = 2\n'
+    '[[workload]]\nname = "be"\ntier = "be"\nmatch = ["be.slice"]\npool = "batch"\n'
+    '[[workload]]\nname = "other"\ntier = "be"\nmatch = ["other.slice"]\ncpu_max_pct = 30\n'
+)
 CONFIGS = st.builds(
-    lambda enforce, idle, period: Config(
-        cpu=Cpu(weight=CpuWeights(be_idle=idle), bandwidth=CpuBandwidth(enforce=enforce, period=period))
+    lambda enforce, idle, period, mask, burst, base: msgspec.structs.replace(
+        base,
+        cpu=Cpu(
+            weight=CpuWeights(be_idle=idle),
+            bandwidth=CpuBandwidth(enforce=enforce, period=period),
+            cpuset=Cpuset(mode=mask),
+            burst=CpuBurst(enforce=burst),
+        ),
     ),
     st.sampled_from(Enforce),
     st.sampled_from(IdlePolicy),
     st.sampled_from([CpuBandwidth().period, 100_000]),
+    st.sampled_from([CpusetMode.AUTO, CpusetMode.ALWAYS]),
+    st.sampled_from(BurstPolicy),
+    st.sampled_from([Config(), POOLED]),
 )
 
 
@@ -105,8 +121,9 @@ def test_ls_is_never_tightened(config: Config, loads: list[tuple]) -> None:
     clock = Clock()
     for decision in play(config, [clock.snapshot(*load) for load in loads]):
         files = {wanted.setting.file for wanted in decision.desired if wanted.tier is Tier.LS}
-        # Limits and masks of LS: tests/unit/test_burst.py, test_placement.py.
-        assert {interface_file(file) for file in files} <= {
+        # An explicit wish; what becomes of it: test_placement.py. Limits of LS: test_burst.py.
+        wished = {"cpuset.cpus"} if any(rule.cpus is not None for rule in config.workload) else set()
+        assert {interface_file(file) for file in files} <= wished | {
             "cpu.weight",
             "io.weight",
             "io.bfq.weight",

@@ -13,11 +13,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from ctl_daemon import CPU, EBPF, NET
+from ctl_daemon import CPU, EBPF, NET, VERDICT
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
+from qosd.answering import Totals
 from qosd.engine import Counters
+from qosd.interference.kills import Left
+from qosd.interference.view import InterferenceView, RungView, VerdictRecord
 from qosd.model import DiskIo, Feed, Pressure, Stall, Tier
 from qosd.plan import Reason
 from qosd.reflex import ReflexStatus
@@ -35,6 +38,14 @@ REFLEX = ReflexStatus(
     {},
     0.5,
     {"psi": {"cut": 2, "self-throttled": 7}, "runq": {"dwell": 1}},
+)
+SUFFERING = InterferenceView(
+    "kill",
+    (RungView("cpu", "freeze", 3.0, 0.25, held=False),),
+    (VerdictRecord(VERDICT, 990.0),),
+    frozen=("be.slice",),
+    kills_left=Left(0, 4, 19),
+    alarm="x is not killed: because",
 )
 
 
@@ -82,7 +93,12 @@ def source(last: Status | None) -> Any:
     counters.ticks = 7
     counters.writes = {("cpu.max", "written"): 3}
     counters.errors = {"EINVAL": 1}
-    engine = SimpleNamespace(counters=counters, journal_error=None, mode="enforce")
+    totals = Totals()
+    totals.verdicts = {("cpu.pressure", "be"): 2}
+    totals.rung_usec = {("cpu", "freeze"): 1_500_000}
+    totals.kills = {"killed": 1}
+    answering = SimpleNamespace(totals=totals)
+    engine = SimpleNamespace(counters=counters, journal_error=None, mode="enforce", answering=answering)
     times = SimpleNamespace(buckets={1.0: 2, 2.0: 3}, count=4, sum_ms=9.5)
     return SimpleNamespace(status=last, engine=engine, tick_times=times)
 
@@ -106,7 +122,15 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     }
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
-    everything = status(net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, reflex=REFLEX, workloads=(DOING_IO,))
+    everything = status(
+        net=NET,
+        cpu=CPU,
+        ebpf=EBPF,
+        feeds=FEEDS,
+        workloads=(DOING_IO,),
+        interference=SUFFERING,
+        reflex=REFLEX,
+    )
     for family in metrics.collect(source(everything), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
@@ -166,6 +190,19 @@ def test_what_is_not_known_has_no_sample() -> None:
     assert "qosd_workload_cpu_cores" not in names
     assert "qosd_workload_pressure_seconds_total" not in names
     assert ("qosd_sensor_age_seconds", (("sensor", "memory"),)) not in seen
+
+
+def test_verdicts_rungs_and_kills_are_counted_and_the_budget_is_shown() -> None:
+    seen = samples(status(interference=SUFFERING))
+    assert seen["qosd_verdicts_total", (("cause", "be"), ("signal", "cpu.pressure"))] == 2
+    assert seen["qosd_open_verdicts", (("cause", "be"),)] == 1
+    assert seen["qosd_rung_seconds_total", (("kind", "cpu"), ("rung", "freeze"))] == 1.5
+    assert seen["qosd_kills_total", (("result", "killed"),)] == 1
+    assert seen["qosd_kills_left", (("per", "window"),)] == 4
+    assert seen["qosd_kills_left", (("per", "day"),)] == 19
+    assert seen["qosd_kill_alarm", ()] == 1
+    assert seen["qosd_frozen_cgroups", ()] == 1
+    assert samples(status(interference=InterferenceView("report", (), ())))["qosd_kill_alarm", ()] == 0
 
 
 def test_a_sensors_age_grows_with_the_time_since_the_tick() -> None:

@@ -7,9 +7,17 @@ import pytest
 from qosd.model import CgroupId, CgroupSample, Tier, Workload
 from qosd.net.classify import wanted_classes
 from qosd.net.config import Net
-from qosd.net.device import BE_CLASS, LS_CLASS, MAX_WORKLOAD_CLASSES, workload_class
+from qosd.net.device import (
+    BE_CLASS,
+    BE_TIER,
+    LINK_CLASS,
+    LS_CLASS,
+    MAX_WORKLOAD_CLASSES,
+    workload_class,
+)
 from qosd.net.marking import Settings
 from qosd.net.programs import mark_settings
+from qosd.net.status import class_name
 
 
 def workload(number: int, name: str, tier: Tier) -> Workload:
@@ -51,3 +59,10 @@ def test_no_class_id_means_anything_to_a_device_that_is_not_shaped() -> None:
 def test_marks_are_wanted_only_if_configured(net: Net, settings: Settings) -> None:
     assert mark_settings(net) == settings
     assert settings.wanted is (net != Net())
+
+
+@pytest.mark.parametrize("name", ["be", "ls", "link", "be-tier"])
+def test_a_workload_named_as_a_class_has_a_name_of_its_own_beside_it(name: str) -> None:
+    """Two series of a metric with the same labels are refused by whoever scrapes them."""
+    classes = (LINK_CLASS, BE_TIER, LS_CLASS, BE_CLASS, workload_class(0))
+    assert len({class_name(number, ((name, 10**6),)) for number in classes}) == len(classes)

@@ -218,11 +218,14 @@ def test_what_sends_through_an_uplink_counts_as_sent_to_it() -> None:
 
 def test_events_are_of_links_root_qdiscs_and_our_classes() -> None:
     link = message(rtnl.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0) + attribute(3, b"eth7\0"))
+    info = attribute(18, attribute(1, b"vlan\0"))
+    vlan = message(rtnl.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, 6, 0, 0) + attribute(3, b"eth7.2\0") + info)
     root = message(rtnl.RTM_DELQDISC, struct.pack("=BxxxiIII", 0, 8, HANDLE, 0xFFFF_FFFF, 0))
     inner = message(rtnl.RTM_NEWQDISC, struct.pack("=BxxxiIII", 0, 9, 0, LS_CLASS, 0))
     klass = message(40, struct.pack("=BxxxiIII", 0, 8, BE_TIER, LINK_CLASS, 0))
-    assert monitor.parse_events(link + root + inner + klass) == (
+    assert monitor.parse_events(link + vlan + root + inner + klass) == (
         monitor.LinkEvent(7, "eth7"),
+        monitor.LinkEvent(6, "eth7.2", vlan=True),
         monitor.LinkEvent(8),
     )
 

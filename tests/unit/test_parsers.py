@@ -13,6 +13,7 @@ from qosd import cgroupfs, iofs, procfs, psi, topology
 from qosd.errors import Malformed
 from qosd.model import (
     MAX,
+    CgroupFreeze,
     CpuIdle,
     CpuMax,
     CpuMaxBurst,
@@ -144,6 +145,7 @@ def test_malformed_names_the_file_and_quotes_the_text() -> None:
 DEVICES = st.builds("{}:{}".format, st.integers(0, 4095), st.integers(0, (1 << 20) - 1))
 SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMax, st.just(MAX) | U64, U64),
+    st.builds(CgroupFreeze, st.booleans()),
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),

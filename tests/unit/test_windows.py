@@ -139,6 +139,8 @@ def test_the_hosts_own_zone_is_one_and_an_unknown_one_is_an_error() -> None:
 
 CONFIG = decode(
     """
+    [cpu.bandwidth]
+    enforce = "max"
     [host]
     cpu_target_pct = 50
     [[window]]
@@ -184,6 +186,13 @@ def test_the_allowance_is_that_of_the_window_and_says_so() -> None:
     assert night.allowance.cores == pytest.approx(7.2)
     assert "window night is open for 7 h 00 min: target 90 %, floor 20 %" in night.allowance.reason.text
     assert [view.name for view in night.cpu.windows] == ["night"]
+
+
+def test_a_target_that_holds_nobody_is_called_that() -> None:
+    config = decode('[[window]]\nname = "w"\nhours = "00:00-24:00"\nzone = "UTC"\ncpu_target_pct = 60')
+    _, opened = windows.apply(config, host(config, MIDNIGHT))
+
+    assert opened[0].changes == "target 60 %, which holds nobody: enforce is none"
 
 
 def test_a_pause_leaves_be_its_floor_and_nothing_else() -> None:

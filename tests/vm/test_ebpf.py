@@ -162,6 +162,7 @@ for name, side in sides.items():
     answers[name] = {
         "count": waits.count, "slots": waits.slots, "p50": waits.quantile_ns(.5), "p99": waits.quantile_ns(.99),
         "hog_ns": sum(b.ns for b in runq.blames if b.culprit == ids["hog"]), "events": len(list(side.events())),
+        "unknown_ns": runq.workloads[ids["victim"]].unknown_ns,
     }
     side.close()
 json.dump({"costs": costs, "answers": answers}, sys.stdout)
@@ -189,7 +190,8 @@ def test_bcc_and_libbpf_see_the_same_load_alike(with_bcc: Guest, share: Path) ->
     assert bcc["count"] == pytest.approx(libbpf["count"], rel=0.02)
     for quantile in ("p50", "p99"):
         assert 0.5 <= bcc[quantile] / libbpf[quantile] <= 2
-    assert bcc["hog_ns"] == pytest.approx(libbpf["hog_ns"], rel=0.1)
+    assert 0.1 * libbpf["hog_ns"] < bcc["hog_ns"] < 1.1 * libbpf["hog_ns"]
+    assert bcc["hog_ns"] + bcc["unknown_ns"] > 0.9 * libbpf["hog_ns"]
     assert libbpf["events"] > 0
     assert bcc["events"] > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from vm.guest import CGROUP, Guest
@@ -15,17 +16,20 @@ ENFORCE = '[io.limits]\nenforce = true\nfloor = "256KiB"\nfloor_iops = 20\n'
 
 
 @pytest.fixture
-def reading(idle: Guest) -> Guest:
+def reading(idle: Guest) -> Iterator[Guest]:
     """LS and BE read the disk under the root filesystem past any cache, and the operator limits another one."""
     guest = idle
     guest.sh("modprobe loop; truncate -s 8M /var/tmp/theirs; losetup /dev/loop0 /var/tmp/theirs")
+    # Slices that nobody needs go; this one stays, so that its files are the same ones afterwards.
+    guest.sh("systemd-run -q --collect --unit=test-ls --slice=ls.slice sleep 10000")
     for tier, block in (("ls", "4k"), ("be", "256k")):
         guest.sh(
             f"systemd-run -q --collect --unit=test-{tier}-reader --slice={tier}.slice bash -c "
             f"'while :; do dd if=/dev/vda of=/dev/null bs={block} count=256 iflag=direct status=none; done'"
         )
     guest.sh(f"echo '7:0 {THEIRS}' >{IO_MAX}")
-    return guest
+    yield guest
+    guest.sh("losetup -d /dev/loop0")
 
 
 def test_be_is_limited_at_the_disk_that_ls_waits_for_and_all_is_given_back(reading: Guest) -> None:

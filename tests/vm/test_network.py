@@ -108,7 +108,7 @@ def test_a_workload_is_held_at_its_own_limit_and_the_metrics_say_so(wired: Guest
     assert 0.5 * 4 * MBIT < class_bps(wired, "a001:30") < 1.1 * 4 * MBIT
     metrics = wired.sh("curl -sf http://127.0.0.1:9753/metrics")
     assert 'qosd_net_uplinks{state="shaped"} 1.0' in metrics
-    assert 'qosd_net_class_sent_bytes_total{class="jobs",uplink="eth0"}' in metrics
+    assert 'qosd_net_class_sent_bytes_total{class="be:jobs",uplink="eth0"}' in metrics
     assert "qosd_net_degraded 0.0" in metrics
     assert re.search(r"^jobs .* 4 Mbit/s .* a001:30 +be.slice$", wired.sh("qosctl status"), re.MULTILINE)
 
@@ -194,7 +194,7 @@ def test_be_is_marked_on_the_wire_and_what_it_receives_is_limited(
         "curl -sf http://127.0.0.1:9753/metrics"
     )
 
-    wired.until("grep -q '\\[6, 5201' /var/tmp/seen && grep -q '\\[4, 5203' /var/tmp/seen")
+    wired.until('grep -q "6, 5201" /var/tmp/seen && grep -q "4, 5203" /var/tmp/seen')
     seen = {tuple(json.loads(line)) for line in wired.sh("grep '^\\[' /var/tmp/seen").splitlines()}
     assert {dscp for _, port, dscp, _ in seen if port == 5203} == {0}
     of_be = {dscp for _, port, dscp, _ in seen if port in (5201, 5202)}
@@ -228,3 +228,33 @@ def test_a_nic_that_is_taken_out_and_put_back_is_shaped_again_by_the_running_dae
 
     assert 0.5 * CEILING < class_bps(wired, "a001:20") < 1.05 * CEILING
     assert "Traceback" not in wired.journal_text()
+
+
+def read_classes(status: dict[str, Any]) -> bool:
+    uplinks = status["net"]["uplinks"]
+    return any(sample["id"] == "a001:20" and sample["packets"] > 0 for sample in uplinks[0]["classes"])
+
+
+def test_a_slave_of_a_bond_is_refused_and_the_bond_itself_is_shaped(wired: Guest) -> None:
+    wired.sh(
+        "modprobe bonding max_bonds=0; ip link add bond0 type bond mode active-backup;"
+        " ip link set eth0 down; ip link set eth0 master bond0;"
+        " ip addr flush dev eth0; ip addr add 10.0.0.1/24 dev bond0; ip link set bond0 up"
+    )
+    wired.configure(
+        '[net]\nuplinks = ["eth0", "bond0"]\nlink_speed = { eth0 = "20Mbit", bond0 = "20Mbit" }\n'
+    )
+    wired.sh("systemctl start qosd")
+    wired.until('tc qdisc show dev bond0 | grep -q "^qdisc htb a001:"')
+    refused = wired.status_when(lambda status: bool(status["net"]))["net"]["refused"]
+    assert refused == {"eth0": "eth0 is enslaved to a bond: list the bond instead"}
+    assert "a001:" not in wired.sh("tc qdisc show dev eth0")
+    flood(wired)
+    sent = {
+        sample["id"]: sample for sample in wired.status_when(read_classes)["net"]["uplinks"][0]["classes"]
+    }
+    assert sent["a001:20"]["sent_bytes"] > 0
+
+    wired.sh("systemctl stop qosd 'test-*'")
+    assert "a001:" not in wired.sh("tc qdisc show")
+    wired.sh("ip link del bond0; ip addr add 10.0.0.1/24 dev eth0; ip link set eth0 up")

@@ -13,7 +13,7 @@
 
 #define DEPTH 16
 #define HISTORY 32
-#define RECENT 8
+#define RECENT 16
 #define HISTOGRAM_SLOTS 24
 #define TASKS (1u << 16)
 #define WATCHED 1u
@@ -105,12 +105,13 @@ BPF_F_TABLE("array", u32, struct qosd_cpu, runq_cpus, CPUS, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct qosd_pair, struct qosd_blame, runq_blames, PAIRS);
 BPF_RINGBUF_OUTPUT(runq_events, 16);
 
-static inline u32 slot_of_ns(u64 ns)
+/* In 64 bits throughout: bcc compiles for a processor without 32-bit jumps, and 6.1's verifier loses track of them. */
+static inline u64 slot_of_ns(u64 ns)
 {
-	u32 slot = 0, v;
+	u64 slot = 0, v;
 
 	ns >>= 10;
-	v = ns > 0x7fffffff ? 0x7fffffff : (u32)ns;
+	v = ns > 0x7fffffff ? 0x7fffffff : ns;
 	if (v >> 16) { slot += 16; v >>= 16; }
 	if (v >> 8) { slot += 8; v >>= 8; }
 	if (v >> 4) { slot += 4; v >>= 4; }

@@ -1,0 +1,65 @@
+"""Signals of others in the form of ours: what the probes count, and what operators feed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qosd.interference.baseline import Reading
+from qosd.interference.signals import Kind, Signal
+from qosd.model import CgroupId, Feed, Probed, Snapshot, Tier
+from qosd.plan import Input
+
+_KINDS = {"runq": Kind.CPU, "reclaim": Kind.MEMORY, "blkio": Kind.IO}
+
+
+def signals(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> tuple[Signal, ...]:
+    return (*_probed(now, readings, min_evidence), *_fed(now))
+
+
+def _probed(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> Iterator[Signal]:
+    """Of too few waits nothing follows: such a tick counts as one in which nobody waited."""
+    probed = {each.id: each for each in now.probed}
+    for reading in readings:
+        counts = reading.value is not None and reading.count >= min_evidence
+        yield Signal(
+            reading.victim,
+            reading.signal,
+            _KINDS[reading.signal],
+            (reading.value or 0.0) if counts else 0.0,
+            reading.threshold,
+            reading.baseline,
+            reading.cold,
+            (
+                Input(f"{reading.signal} quantile", round(reading.value or 0.0, 1), "us"),
+                Input("waits", float(reading.count), ""),
+            ),
+            culprits(probed.get(reading.victim)) if reading.signal == "runq" else (),
+            now.monotonic_usec,
+        )
+
+
+def culprits(probed: Probed | None) -> tuple[tuple[CgroupId, float], ...]:
+    """Who had the CPU meanwhile, by workload; whoever is in none goes by its own cgroup."""
+    if probed is None:
+        return ()
+    total = sum(each.ns for each in probed.preemptors)
+    return tuple((each.root or each.cgroup, each.ns / total) for each in probed.preemptors if total > 0)
+
+
+def _fed(now: Snapshot) -> Iterator[Signal]:
+    """A value with an objective. The operator chose it, so it needs no baseline."""
+    for feed in now.feeds:
+        if feed.value is None or feed.slo is None:
+            continue
+        for workload in now.tier(Tier.LS):
+            if workload.name == feed.workload:
+                yield _of_feed(workload.id, feed, feed.value, feed.slo, now.monotonic_usec)
+
+
+def _of_feed(victim: CgroupId, feed: Feed, value: float, slo: float, now_usec: int) -> Signal:
+    age = (feed.age_usec or 0) // 1000
+    evidence = (Input(feed.name, value, feed.unit, age),)
+    name = f"feed.{feed.name}"
+    return Signal(
+        victim, name, Kind.LATENCY, value, slo, None, cold=False, evidence=evidence, at_usec=now_usec
+    )
