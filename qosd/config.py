@@ -23,6 +23,8 @@ from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
 from qosd.schema.ebpf import Ebpf
 from qosd.schema.ebpf import check as check_ebpf
+from qosd.schema.fast import Fast
+from qosd.schema.fast import check as check_fast
 from qosd.schema.interference import Interference
 from qosd.schema.interference import check as check_interference
 from qosd.schema.io import Io
@@ -31,6 +33,8 @@ from qosd.schema.memory import Memory
 from qosd.schema.memory import check as check_memory
 from qosd.schema.pools import Pool
 from qosd.schema.pools import check as check_pools
+from qosd.schema.prediction import Prediction
+from qosd.schema.prediction import check as check_prediction
 from qosd.schema.signal import SignalRule
 from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
@@ -106,6 +110,8 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    prediction: Prediction = Prediction()
+    fast: Fast = Fast()
     io: Io = Io()
     memory: Memory = Memory()
     ownership: Ownership = Ownership()
@@ -187,6 +193,8 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_prediction(config.prediction)
+        or check_fast(config.fast)
         or check_io(config.io)
         or check_memory(config.memory)
         or check_net(config.net)

@@ -34,6 +34,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_cgroup2(facts.host),
         *_controllers(facts),
         _psi(facts.host),
+        *_triggers(facts),
         *_kernel_files(facts),
         *_config(facts),
         *_patterns(facts),
@@ -111,6 +112,26 @@ def _psi(host: HostFacts) -> Finding:
     return _warn(
         "psi", "pressure (PSI) is off: qosd cannot see who waits", "boot with the kernel parameter psi=1"
     )
+
+
+def _triggers(facts: Facts) -> Iterator[Finding]:
+    if not facts.host.psi or facts.trigger is None:
+        return
+    wanted, got = facts.trigger.wanted_usec // 1000, facts.trigger.window_usec
+    if got is None:
+        yield _warn(
+            "psi triggers",
+            f"{facts.trigger.refused}: qosd sees at each tick only that LS waits",
+            "sudo qosctl doctor" if facts.uid != 0 else "run qosd on the host itself, with CAP_SYS_RESOURCE",
+        )
+    elif got // 1000 > wanted:
+        yield _warn(
+            "psi triggers",
+            f"the kernel reports after {got // 1000} ms that LS waits, not after {wanted} ms (fast.window)",
+            "Linux 6.5 or newer for windows under 500 ms, CAP_SYS_RESOURCE for those under 2 s",
+        )
+    else:
+        yield _ok("psi triggers", f"the kernel reports within {wanted} ms that LS waits for CPUs")
 
 
 def _kernel_files(facts: Facts) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from qosd.config import Config
 from qosd.ebpf.errors import BpfError, TooDearError
 from qosd.ebpf.status import ProbeStatus, ProbesView, latencies
-from qosd.model import CgroupId, Probed, Snapshot
+from qosd.model import Breach, CgroupId, Probed, Snapshot, Tier
 from qosd.schema.ebpf import Ebpf, Probe
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qosd.interference.baseline import Reading
 
 ALL: tuple[Probe, ...] = get_args(Probe)
+SIGNAL = "runq wait"
 _AGAIN = "until [ebpf] is changed or qosd restarted"
 
 
@@ -97,6 +98,10 @@ class Probes:
             self.breaches[wait.culprit] = self.breaches.get(wait.culprit, 0) + 1
         return waits
 
+    def hear(self) -> tuple[Breach, ...]:
+        """Those of them in which a task of BE had most of the CPU, as breaches."""
+        return tuple(_breach(wait) for wait in self.events() if wait.culprit == Tier.BE.value)
+
     def view(self, now: Snapshot, readings: tuple[Reading, ...]) -> ProbesView:
         session = self._session
         last = session.last if session is not None else None
@@ -137,6 +142,18 @@ class Probes:
         error = session.absent.get(probe)
         state = "detached" if isinstance(error, TooDearError) else "absent"
         return ProbeStatus(probe, state, str(error), overhead)
+
+
+def _breach(wait: Wait) -> Breach:
+    return Breach(
+        wait.victim,
+        SIGNAL,
+        wait.wait_usec,
+        wait.threshold_usec,
+        wait.at_usec,
+        source="ebpf",
+        window_usec=round(wait.wait_usec),
+    )
 
 
 def _open_session(config: Ebpf) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -12,9 +13,20 @@ from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
+from qosd.files import Key
 from qosd.iofs import parse_io_stat
 from qosd.memstat import MemoryFiles
-from qosd.model import CgroupSample, DiskIo, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.model import (
+    CgroupId,
+    CgroupSample,
+    DiskIo,
+    HostSample,
+    Pressure,
+    Snapshot,
+    Tier,
+    Topology,
+    Workload,
+)
 from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
 from qosd.sysfs import read_topology
@@ -263,6 +275,17 @@ class Sensor:
             except (OSError, ValueError) as error:
                 unknown[f"time zone {zone}"] = str(error)
         return minutes
+
+    def settings(self, cgroup_ids: set[CgroupId]) -> dict[Key, str]:
+        """What the watched files of some workloads hold right now, between two snapshots."""
+        found: dict[Key, str] = {}
+        for root in (self._roots[each] for each in cgroup_ids if each in self._roots):
+            for file, kept in root.settings.items():
+                with contextlib.suppress(CgroupGone):
+                    value = read_kept(kept, root.match.path, {})
+                    if value is not None:
+                        found[Key(root.match.id, file)] = value
+        return found
 
     def close(self) -> None:
         self._descendants.close()

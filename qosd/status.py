@@ -17,6 +17,7 @@ from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printab
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
 from qosd.policies import PolicyStatus
+from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits, tier_waits
 
 
@@ -113,9 +114,10 @@ class Status(msgspec.Struct, frozen=True):
     refused: dict[str, str]
     """Cgroups that a rule matches and qosd does not take, with the reason."""
     paused_until: float | None = None
-    detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    reflex: ReflexStatus | None = None
+    """What is found and done between two ticks."""
     interference: InterferenceView | None = None
     cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None

@@ -90,6 +90,21 @@ RANGES = [
     ("cpu.bandwidth.deadband_down_pct", ["0", "100"], ["-0.1", "100.5"]),
     ("cpu.bandwidth.floor_pct", ["1", "100"], ["0", "0.9", "101"]),
     ("cpu.bandwidth.release_ticks", ["2", "1000"], ["1", "0", "-3"]),
+    ("prediction.half_life", ['"2min"', '"168h"'], ['"9s"', '"169h"']),
+    ("prediction.percentile", ["0.1", "100"], ["0", "101"]),
+    ("prediction.margin_pct", ["0", "200"], ["-1", "201"]),
+    ("prediction.cold", ['"0s"', '"10min"'], ['"11min"']),
+    ("prediction.checkpoint", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
+    ("fast.max_triggers", ["0", "1024"], ["-1", "1025"]),
+    ("fast.window", ['"10ms"', '"10s"'], ['"9ms"', '"11s"']),
+    ("fast.threshold_pct", ["0.1", "100"], ["0", "101"]),
+    ("fast.self_throttled", ['"0s"', '"10s"'], ['"11s"']),
+    ("fast.be_ran_pct", ["0", "100"], ["-1", "101"]),
+    ("fast.keep_pct", ["1", "95"], ["0", "96"]),
+    ("fast.dwell", ['"0s"', '"1min"'], ['"61s"']),
+    ("fast.hold", ['"0s"', '"10s"'], ['"11min"']),
+    ("fast.hold_max", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
+    ("fast.up_pct", ["0.1", "1000"], ["0", "1001"]),
     ("cpu.cpuset.dwell", ['"0s"', '"1h"'], ['"2h"']),
     ("cpu.cpuset.move_dwell", ['"0s"', '"1h"'], ['"2h"']),
     ("cpu.cpuset.move_gain_pct", ["0", "100"], ["-1", "101"]),
@@ -233,7 +248,7 @@ def test_a_value_outside_its_range_is_refused_by_the_keys_path(key: str, value: 
 
 WRONG_TYPES = {"int": "3", "str": '"x"', "float": "1.5", "bool": "true", "list": "[1]", "table": "{a = 1}"}
 KEYS = leaf_keys(DEFAULTS)
-SWITCHES = {"io.limits.enforce"}
+SWITCHES = {"io.limits.enforce", "fast.cut_idle", "fast.probe_waits"}
 NUMBERS = {
     key
     for key, _, _ in RANGES

@@ -25,8 +25,7 @@ from qosd.model import (
     Workload,
 )
 from qosd.schema.burst import BurstPolicy, CpuBurst
-from qosd.schema.cpu import Cpu, CpuBandwidth, Cpuset, CpusetMode, CpuWeights, Enforce, IdlePolicy
-from qosd.schema.units import Duration
+from qosd.schema.cpu import Cpu, CpuBandwidth, Cpuset, CpusetMode, CpuWeights, Enforce, Estimate, IdlePolicy
 from qosd.split import Claim, split
 
 NR_CPUS = 8
@@ -189,7 +188,7 @@ def test_the_allowance_falls_at_once() -> None:
 
 def test_with_a_mean_a_dip_of_ls_is_not_taken_for_room() -> None:
     """Use counts as the larger of the last tick and the mean: one quiet second in five frees a fifth."""
-    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(mean=Duration(5_000_000))))
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(estimate=Estimate.MEAN)))
     clock = Clock()
     cores = allowances(config, [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
 

@@ -23,6 +23,7 @@ from qosd.interference.kills import Left
 from qosd.interference.view import InterferenceView, RungView, VerdictRecord
 from qosd.model import DiskIo, Feed, Pressure, Stall, Tier
 from qosd.plan import Reason
+from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits
 from qosd.status import HostStatus, SensorStatus, SettingStatus, Status, TierStatus, WorkloadStatus
 
@@ -31,6 +32,13 @@ SOME = Pressure(Stall(1.0, 1.0, 1.0, 2_500_000), Stall(0.0, 0.0, 0.0, 500_000))
 REASON = Reason("cpu.weight", "because")
 
 
+REFLEX = ReflexStatus(
+    "trigger",
+    {"ls.slice": "50 ms in 100 ms"},
+    {},
+    0.5,
+    {"psi": {"cut": 2, "self-throttled": 7}, "runq": {"dwell": 1}},
+)
 SUFFERING = InterferenceView(
     "kill",
     (RungView("cpu", "freeze", 3.0, 0.25, held=False),),
@@ -115,13 +123,29 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
     everything = status(
-        net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, memory=MEMORY, workloads=(DOING_IO,), interference=SUFFERING
+        net=NET,
+        cpu=CPU,
+        ebpf=EBPF,
+        feeds=FEEDS,
+        memory=MEMORY,
+        workloads=(DOING_IO,),
+        interference=SUFFERING,
+        reflex=REFLEX,
     )
     for family in metrics.collect(source(everything), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))
     assert served == documented
+
+
+def test_what_came_of_breaches_is_counted_by_source_and_outcome() -> None:
+    seen = samples(status(reflex=REFLEX))
+
+    assert seen["qosd_reactions_total", (("outcome", "self-throttled"), ("source", "psi"))] == 7
+    assert seen["qosd_reactions_total", (("outcome", "dwell"), ("source", "runq"))] == 1
+    assert seen["qosd_be_squeeze_ratio", ()] == 0.5
+    assert seen["qosd_psi_triggers", ()] == 1
 
 
 def test_pressure_is_the_kernels_total_in_seconds() -> None:
