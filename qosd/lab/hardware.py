@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-accel", "kvm" if wiring.accelerator == "kvm" else "tcg,thread=multi", "-cpu", "max"),
+        *("-accel", "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}", "-cpu", "max"),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
         *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
@@ -73,6 +74,15 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
             else ()
         ),
     ]
+
+
+def _threads() -> str:
+    """One host thread a guest CPU, or one for all of them: `multi`, or `single` where $QOSD_LAB_TCG says so.
+
+    With several, an emulated CPU now and then executes the breakpoint of a patch of the kernel's own code that
+    is already done (static keys, tracepoints), and the guest dies of "Oops: int3". One thread cannot.
+    """
+    return os.environ.get("QOSD_LAB_TCG", "multi")
 
 
 # net.ifnames=0: eth0 wherever it is plugged; panic=-1 with -no-reboot: a panic ends QEMU at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from qosd.lab.image import KERNELS
 from qosd.lab.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
+# Tests patch the guest's kernel all the time (quotas, probes): qosd/lab/hardware.py says what that risks. And two
+# guests at a time have a host CPU each.
+os.environ.setdefault("QOSD_LAB_TCG", "single")
 SHIPPED = ("qosd", "systemd", "etc", "packaging")
 
 
