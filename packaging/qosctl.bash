@@ -17,7 +17,7 @@ _qosctl() {
     case $previous in
         --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
-        --file) mapfile -t COMPREPLY < <(compgen -W 'cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus io.weight io.max io.latency' -- "$current"); return ;;
+        --file) mapfile -t COMPREPLY < <(compgen -W 'cgroup.freeze cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus io.weight io.max io.latency' -- "$current"); return ;;
         --unit) mapfile -t COMPREPLY < <(compgen -W 'us ms s' -- "$current"); return ;;
         --since | --for) mapfile -t COMPREPLY < <(compgen -W '90s 10m 1h' -- "$current"); return ;;
         --path) _qosctl_cgroups; return ;;

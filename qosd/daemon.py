@@ -157,7 +157,7 @@ class Daemon:
         if fd == engine.egress.fileno():
             engine.note_network(engine.egress.on_readable(self._now_usec()))
         elif fd == engine.probes.fileno():
-            engine.probes.hear()
+            engine.probes.events()
 
     def _open_probes(self, *, root_is_the_kernels: bool) -> None:
         """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
@@ -194,7 +194,8 @@ class Daemon:
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
         )
-        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
+        fed = self._watchdog and self._engine.workers_alive
+        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if fed else ""))
 
     def _log(self) -> None:
         for record in self._engine.records:

@@ -9,6 +9,7 @@ import msgspec
 
 from qosd.facts import CONTROLLERS, KERNEL_FILES, DiskFacts, Facts
 from qosd.host import HostFacts
+from qosd.model import Tier
 
 _SLOW_CLOCKS = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies", "pit"})
 _STEAL_PCT = 2.0
@@ -39,6 +40,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_slices(facts),
         *_daemon(facts),
         *_memory(facts),
+        *_protection(facts),
         *_disks(facts),
         *_io(facts),
         *_probes(facts),
@@ -192,13 +194,26 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     elif facts.swap_bytes is not None:
         yield _ok("swap", f"{facts.swap_bytes >> 20} MiB")
     yield from _oom_killers(facts)
+
+
+def _protection(facts: Facts) -> Iterator[Finding]:
+    """No cgroup is protected beyond any of its ancestors."""
     for cgroup in facts.cgroups:
-        if cgroup.memory_low not in (None, "0") and cgroup.unprotected_ancestor is not None:
-            above = cgroup.unprotected_ancestor
+        above = cgroup.unprotected_ancestor
+        if above is None or cgroup.memory_low is None:
+            continue
+        unit = above.rsplit("/", 1)[-1]
+        if cgroup.memory_low != "0":
             yield _warn(
                 "memory.low",
                 f"{cgroup.path} has memory.low={cgroup.memory_low}, worth nothing while {above} has 0",
-                f"systemctl set-property {above.rsplit('/', 1)[-1]} MemoryLow={cgroup.memory_low}",
+                f"systemctl set-property {unit} MemoryLow={cgroup.memory_low}",
+            )
+        elif cgroup.tier is Tier.LS:
+            yield _warn(
+                "memory.low",
+                f"qosd cannot protect the memory of {cgroup.path} while {above} has memory.low=0",
+                f"systemctl set-property {unit} MemoryLow=20%",
             )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from qosd import __version__, audit, governors, status
-from qosd.act import Actuator, Backoff, Report
+from qosd.act import Actuator, Backoff, Report, protects
 from qosd.answering import Answering
+from qosd.blocking import BlockingWriter
 from qosd.config import Config, Mode
 from qosd.cpu import allowance
 from qosd.disks import Disks
@@ -20,12 +21,13 @@ from qosd.files import Key, interface_file
 from qosd.interference import baseline
 from qosd.interference import governor as interference
 from qosd.journal import Journal
+from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Snapshot, Tier
-from qosd.plan import Ledger, Now, Plan, diff
+from qosd.plan import Ledger, Now, Plan, diff, originals
 from qosd.policies import Policies
 from qosd.probes import Probes
 from qosd.schema.io import wants_disks
-from qosd.sense import HostFiles, Sensor
+from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
 
 _SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
@@ -90,7 +92,9 @@ class Engine:
         host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
-        self._actuator = Actuator(sys, root_fd, journal, self._protected)
+        self._blocking = BlockingWriter(sys)
+        self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking)
+        self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
@@ -105,6 +109,8 @@ class Engine:
         self._next_record = 1
         self._reloaded_usec: int | None = None
         self._heard: dict[str, int] = {}
+        self._phases: dict[str, str] = {}
+        """By path: what background reclaim did there in the last tick."""
         self.counters = Counters()
         self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
         self.paused_until: float | None = None
@@ -117,7 +123,8 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        sensed = [(each.workload, each.sense, each.window) for each in (config, self.config)]
+        self.reclaimer.reconfigure(config.memory.reclaim)
+        sensed = [(each.workload, each.sense, each.window, each.memory) for each in (config, self.config)]
         if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
@@ -158,7 +165,12 @@ class Engine:
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
         now = self._sensor.snapshot(self._tick)
-        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
+        now = msgspec.structs.replace(
+            now,
+            probed=self.probes.sample(now),
+            reclaimed=self.reclaimer.collect(),
+            originals=originals(self._ledger),
+        )
         if wants_disks(self.config.io):
             now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
@@ -172,6 +184,7 @@ class Engine:
             for file, text in workload.files.items()
         }
         plan, report = self._act(now, prev, decision, files)
+        self._reclaim(decision)
         self._prev = now
         self.counters.ticks += 1
         self._note(report)
@@ -183,6 +196,7 @@ class Engine:
             self._status(prev, now, decision, plan, report, files),
             net=net,
             ebpf=self.probes.view(now, decision.readings),
+            memory=status.memory_view(decision, self.reclaimer.worker.stuck),
         )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
@@ -235,6 +249,25 @@ class Engine:
         _, would = diff(at, decision.desired, {}, self.config.ownership)
         return would, report
 
+    def _reclaim(self, decision: governors.Decision) -> None:
+        """Hand the one-shot effects to their worker; outside enforce mode it is told and does nothing."""
+        if decision.memory is None:
+            return
+        enforce = self.mode == Mode.ENFORCE.value
+        self.reclaimer.start(decision.memory.reclaims, self._may_touch if enforce else None)
+        seen, before = (decision.memory.view.workloads if enforce else ()), self._phases
+        self._phases = {each.path: each.phase for each in seen}
+        at = (self._next_record, self._sys.time(), self._tick)
+        self._record(status.reclaim_records(seen, before, at))
+
+    def _may_touch(self, path: str) -> bool:
+        return not protects(self._protected, path)
+
+    @property
+    def workers_alive(self) -> bool:
+        """Whether what may block can still be done: the watchdog is fed only then."""
+        return self.reclaimer.worker.alive and self._blocking.worker.alive
+
     def _apply(self, plan: Plan, now_usec: int) -> tuple[Ledger, Report]:
         ownership = self.config.ownership
         backoff = Backoff(int(ownership.backoff_first), int(ownership.backoff_max))
@@ -243,6 +276,7 @@ class Engine:
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
         self.note_network(self.egress.release())
+        self._blocking.settle()
         reports: list[Report] = []
         for _ in range(_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000
@@ -259,6 +293,8 @@ class Engine:
         self.probes.close()
         self.feeds.close()
         self.policies.close()
+        self.reclaimer.close()
+        self._blocking.close()
         self._sensor.close()
         self._host.close()
 

@@ -10,6 +10,7 @@ from qosd.cpu.view import CpuView
 from qosd.interference import baseline, heard
 from qosd.interference import governor as interference
 from qosd.io import decide as io
+from qosd.memory import decide as memory
 from qosd.memory import oom
 from qosd.model import CpuMax, CpuMaxBurst, Snapshot, Tier
 from qosd.plan import Desired
@@ -33,6 +34,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "io.bfq.weight"): "io.weight",
     (Tier.BE, "io.max"): "io.limits",
     (Tier.BE, "cgroup.freeze"): "interference.ladder",
+    (Tier.LS, "memory.low"): "memory.protection",
+    (Tier.LS, "memory.min"): "memory.protection",
+    (Tier.BE, "memory.high"): "memory.limits",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -49,6 +53,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     overruns: overrun.State = {}
     burst: burst.State = burst.State()
     baseline: baseline.State = baseline.State()
+    memory: memory.State = memory.State()
     io: io.State = io.State()
     interference: interference.State = interference.State()
 
@@ -60,6 +65,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     readings: tuple[baseline.Reading, ...] = ()
     """How LS does by what the probes count."""
     interference: interference.Outcome = interference.Outcome()
+    memory: memory.Decision | None = None
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
@@ -78,6 +84,7 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    memory_state, of_memory = memory.decide(config, prev, now, state.memory)
     io_state, ios = io.decide(config, prev, now, state.io)
     desired = (
         *weight.decide(config, now),
@@ -85,15 +92,23 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         *masks,
         *lent,
         *oom.decide(config, now),
+        *of_memory.desired,
         *ios,
         *found.desired,
     )
     following = State(
-        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+        allowance_state,
+        bandwidth_state,
+        cpuset_state,
+        pools_state,
+        overruns,
+        burst_state,
+        baseline_state,
+        memory_state,
     )
     following = msgspec.structs.replace(following, io=io_state, interference=interference_state)
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, granted, view, readings, found)
+    return following, Decision(desired, granted, view, readings, found, of_memory)
 
 
 def _answering(config: Config, granted: allowance.Allowance) -> Config:

@@ -24,6 +24,7 @@ from qosd.exposition import (
     StateSetMetricFamily,
 )
 from qosd.files import interface_file
+from qosd.memory import metrics as memory
 from qosd.model import Pressure
 from qosd.net import metrics as network
 from qosd.status import SensorStatus, Status, WorkloadStatus
@@ -85,6 +86,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
         yield from network.collect(status.net)
     if status.ebpf is not None:
         yield from probes.collect(status.ebpf)
+    if status.memory is not None:
+        yield from memory.collect(status.memory)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:

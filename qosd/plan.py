@@ -10,7 +10,17 @@ from qosd.cgroupfs import format_setting, parse_setting
 from qosd.config import OnForeignWrite, Ownership
 from qosd.errors import Malformed
 from qosd.files import Key, restore_rank, value_of
-from qosd.model import CgroupId, CpuMax, CpusetCpus, Max, Setting, Tier
+from qosd.model import (
+    CgroupId,
+    CpuMax,
+    CpusetCpus,
+    Max,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
+    Setting,
+    Tier,
+)
 
 
 class Input(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +75,15 @@ class FileState(msgspec.Struct, frozen=True, gc=False):
 
 Ledger = dict[Key, FileState]
 """Treated as a frozen value: every step returns a new one."""
+
+
+def originals(ledger: Ledger) -> dict[CgroupId, dict[str, str]]:
+    """What stood before us in the files that hold a value of ours."""
+    found: dict[CgroupId, dict[str, str]] = {}
+    for key, state in ledger.items():
+        if state.ours is not None and state.original is not None:
+            found.setdefault(CgroupId(key.cgroup_id), {})[key.file] = state.original
+    return found
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
@@ -250,8 +269,15 @@ def _narrows(write: Write) -> bool:
             return _share(new) < _share(old)
         case CpusetCpus(), CpusetCpus():
             return not old.cpus or (bool(new.cpus) and len(new.cpus) < len(old.cpus))
+        case ((MemoryHigh() | MemoryLow() | MemoryMin()), (MemoryHigh() | MemoryLow() | MemoryMin())):
+            return amount(new.bytes) < amount(old.bytes)
         case _:
             return False
+
+
+def amount(size: float | Max) -> float:
+    """A size to compare with: "max" is more than any number."""
+    return float("inf") if isinstance(size, Max) else size
 
 
 def _share(limit: CpuMax) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from qosd.config import Config
 from qosd.ebpf.errors import BpfError, TooDearError
 from qosd.ebpf.status import ProbeStatus, ProbesView, latencies
-from qosd.model import Breach, CgroupId, Probed, Snapshot, Tier
+from qosd.model import CgroupId, Probed, Snapshot
 from qosd.schema.ebpf import Ebpf, Probe
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qosd.interference.baseline import Reading
 
 ALL: tuple[Probe, ...] = get_args(Probe)
-SIGNAL = "runq wait"
 _AGAIN = "until [ebpf] is changed or qosd restarted"
 
 
@@ -85,11 +84,8 @@ class Probes:
         except BpfError as error:
             self._give_up(f"the probes' thresholds cannot be set: {error}")
 
-    def hear(self) -> tuple[Breach, ...]:
-        """The waits above their threshold that were sent since the last call, if BE's task had most of it.
-
-        The others are counted. Never blocks.
-        """
+    def events(self) -> tuple[Wait, ...]:
+        """The waits above their threshold that were sent since the last call, counted. Never blocks."""
         if self._session is None:
             return ()
         try:
@@ -99,7 +95,7 @@ class Probes:
             return ()
         for wait in waits:
             self.breaches[wait.culprit] = self.breaches.get(wait.culprit, 0) + 1
-        return tuple(_breach(wait) for wait in waits if wait.culprit == Tier.BE.value)
+        return waits
 
     def view(self, now: Snapshot, readings: tuple[Reading, ...]) -> ProbesView:
         session = self._session
@@ -141,18 +137,6 @@ class Probes:
         error = session.absent.get(probe)
         state = "detached" if isinstance(error, TooDearError) else "absent"
         return ProbeStatus(probe, state, str(error), overhead)
-
-
-def _breach(wait: Wait) -> Breach:
-    return Breach(
-        wait.victim,
-        SIGNAL,
-        wait.wait_usec,
-        wait.threshold_usec,
-        wait.at_usec,
-        source="ebpf",
-        window_usec=round(wait.wait_usec),
-    )
 
 
 def _open_session(config: Ebpf) -> Session:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, cpu, network, probes, screen, signals, verdicts
+from qosd.ctl import client, cpu, memory, network, probes, screen, signals, verdicts
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -60,6 +60,8 @@ def render(status: Status, now: float, width: int) -> Group:
         parts += [Text(), signals.table(status.feeds, max(now - status.time, 0.0))]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
+    if status.memory is not None and (lines := list(memory.section(status.memory))):
+        parts += [Text(), *lines]
     if status.refused:
         parts += [Text(), _refused(status)]
     return Group(*parts)

@@ -227,6 +227,7 @@ def test_a_fed_value_is_in_the_next_status_and_survives_a_reload(tmp_path: Path)
             "age_usec": 1_000_000,
             "slo": 20.0,
             "error": None,
+            "news": True,
         }
     ]
     host.config.write_text(CONFIG.replace("1s", "2s") + SIGNAL)

@@ -4,7 +4,7 @@ import io
 
 import msgspec
 import pytest
-from ctl_daemon import NET, NOW, canned
+from ctl_daemon import MEMORY, NET, NOW, canned
 from rich.console import Console
 
 from qosd.ctl import screen
@@ -132,3 +132,12 @@ def test_durations_read_at_a_glance(seconds: float, words: str) -> None:
 def test_a_long_path_keeps_its_end_where_siblings_differ() -> None:
     assert screen.tail("a" * 50 + "/job7.scope", 20) == "..." + "a" * 6 + "/job7.scope"
     assert screen.tail("be.slice", 5) == "be.slice"
+
+
+def test_the_screen_shows_what_is_done_about_memory_and_what_stands_in_the_way() -> None:
+    text = shown(canned(memory=MEMORY))
+
+    assert "LS waited 12 % of the last tick for memory" in text
+    assert "held" in text
+    assert "128 MiB" in text or "128M" in text
+    assert text.count("ls.slice") == shown(canned()).count("ls.slice"), "nothing is done about it: no row"

@@ -168,6 +168,19 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "warn",
             "systemctl set-property a.slice MemoryLow=1048576",
         ),
+        (
+            {
+                "cgroups": cgroup(
+                    path="a.slice/web.service",
+                    tier=Tier.LS,
+                    memory_low="0",
+                    unprotected_ancestor="a.slice",
+                )
+            },
+            "memory.low",
+            "warn",
+            "systemctl set-property a.slice MemoryLow=20%",
+        ),
         ({"disks": (DiskFacts("vda", "none", io_cost=False),)}, "disk vda", "warn", "bfq"),
         ({"io": IoFacts(())}, "io disks", "warn", "docs/io.md"),
         ({"io": IoFacts(("8:0",), {"/pool": "zfs"})}, "io /pool", "warn", "docs/io.md"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from ctl_daemon import CPU, EBPF, NET, VERDICT
+from ctl_daemon import CPU, EBPF, MEMORY, NET, VERDICT
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
@@ -115,7 +115,7 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
     everything = status(
-        net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, workloads=(DOING_IO,), interference=SUFFERING
+        net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, memory=MEMORY, workloads=(DOING_IO,), interference=SUFFERING
     )
     for family in metrics.collect(source(everything), 1001.0):
         assert family.samples, family.name
@@ -320,3 +320,16 @@ def test_io_is_counted_by_device_and_direction() -> None:
     )
     assert seen["qosd_workload_io_bytes_total", labels] == 2
     assert seen["qosd_workload_io_requests_total", labels] == 4
+
+
+def test_of_memory_what_is_not_known_has_no_sample() -> None:
+    found = samples(status(memory=MEMORY))
+    be = (("cgroup", "be.slice"), ("tier", "be"), ("workload", "be"))
+    ls = (("cgroup", "ls.slice"), ("tier", "ls"), ("workload", "ls"))
+
+    assert found["qosd_workload_page_cache_bytes", be] == 1 << 30
+    assert ("qosd_workload_page_cache_bytes", ls) not in found
+    assert found["qosd_reclaim_freed_bytes_total", be] == 128 << 20
+    assert found["qosd_reclaim_errors_total", (*be[:1], ("result", "failed"), *be[1:])] == 1
+    assert found["qosd_memory_trouble", (("condition", "ls_stalled"),)] == 1
+    assert found["qosd_reclaim_workloads", (("phase", "held"),)] == 1
