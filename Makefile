@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -70,6 +70,13 @@ bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 
 bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netlink requests (root)
 	PYTHONPATH=.:tests $(RUN) bench/net.py
+
+bench-memory: $(VENV)/stamp deb ## LS page cache under a streaming BE, and background reclaim, in the VM
+	$(RUN) -m bench.memory $(ARGS)
+
+bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, and by the tick alone (in the lab's guest)
+	packaging/bootstrap lab
+	$(RUN) -m bench.fast $(ARGS)
 
 clean: ## remove what was built
 	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@ _qosctl() {
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
         [explain]='--file --verdict --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --json' [run]='--user' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json' [verdicts]='--since --json' [victims]='--json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json' [verdicts]='--since --json' [victims]='--json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -15,7 +15,7 @@ _qosctl() {
         esac
     done
     case $previous in
-        --socket | --config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --socket | --config | --against) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$current"); return ;;
         --file) mapfile -t COMPREPLY < <(compgen -W 'cgroup.freeze cpu.max cpu.max.burst cpu.weight cpu.idle cpuset.cpus io.weight io.max io.latency' -- "$current"); return ;;
         --unit) mapfile -t COMPREPLY < <(compgen -W 'us ms s' -- "$current"); return ;;
@@ -50,6 +50,7 @@ _qosctl() {
                 compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current")
             fi ;;
         explain) _qosctl_cgroups ;;
+        simulate) mapfile -t COMPREPLY < <(compgen -W 'steady steady-60 coarse square step bursty spike day busy-day' -- "$current") ;;
         pause) mapfile -t COMPREPLY < <(compgen -W '10m 1h' -- "$current") ;;
     esac
 }

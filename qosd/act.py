@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from qosd.blocking import BlockingWriter
 from qosd.errors import CgroupGone
 from qosd.files import Key
 from qosd.journal import RESET_WEIGHT, Entry, Journal, Outcome, restore
@@ -47,8 +48,16 @@ class Backoff(NamedTuple):
 class Actuator:
     """Owns the journal and the cgroup root's fd; keeps no memory of its own beside them."""
 
-    def __init__(self, sys: Sys, root_fd: int, journal: Journal, protected: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        sys: Sys,
+        root_fd: int,
+        journal: Journal,
+        protected: tuple[str, ...],
+        blocking: BlockingWriter | None = None,
+    ) -> None:
         self._sys = sys
+        self._blocking = blocking
         self._root_fd = root_fd
         self._journal = journal
         self._protected = protected
@@ -123,9 +132,14 @@ class Actuator:
         entry = self._entry(write, state, weight)
         self._journal.record(write.key, entry)
         try:
-            write_interface(self._sys, dir_fd, write.key.file, write.new)
+            came_back = self._put(dir_fd, write)
         except OSError as error:
             return self._refused(dir_fd, write, entry, error)
+        if not came_back:
+            return Applied(write, "unread", "the kernel is still reclaiming down to it")
+        return self._read_back(dir_fd, write, entry)
+
+    def _read_back(self, dir_fd: int, write: Write, entry: Entry) -> Applied:
         try:
             now = self._read(dir_fd, write.key.file)
         except OSError as error:
@@ -134,6 +148,13 @@ class Actuator:
             return Applied(write, "written")
         self._journal.record(write.key, entry._replace(ours=(now, write.new)))
         return Applied(write, "diverged", now)
+
+    def _put(self, dir_fd: int, write: Write) -> bool:
+        """Whether the write has come back. One that may hold up its writer is not made by this thread."""
+        if self._blocking is not None and self._blocking.takes(write.key.file):
+            return self._blocking.write(dir_fd, write.key.cgroup_id, write.key.file, write.new)
+        write_interface(self._sys, dir_fd, write.key.file, write.new)
+        return True
 
     def _refused(self, dir_fd: int, write: Write, entry: Entry, error: OSError) -> Applied:
         """Let go of the entry only when the file is known to hold nothing of ours."""

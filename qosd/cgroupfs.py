@@ -10,6 +10,7 @@ from typing import assert_never
 from qosd.errors import Malformed
 from qosd.files import interface_file
 from qosd.iofs import IO_FILES, format_io_setting, parse_io_setting
+from qosd.memsample import MemoryStat
 from qosd.model import (
     MAX,
     CgroupFreeze,
@@ -24,6 +25,9 @@ from qosd.model import (
     IoMax,
     IoWeight,
     Max,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
     MemoryOomGroup,
     Setting,
 )
@@ -85,6 +89,7 @@ def parse_cpu_stat(raw: bytes) -> CpuStat:
     return parsed
 
 
+_COUNTS: dict[str, type[CpuMaxBurst | CpuWeight]] = {"cpu.max.burst": CpuMaxBurst, "cpu.weight": CpuWeight}
 _FLAGS: dict[str, type[CgroupFreeze | CpuIdle | MemoryOomGroup]] = {
     "cgroup.freeze": CgroupFreeze,
     "cpu.idle": CpuIdle,
@@ -99,6 +104,44 @@ def _parse_cpu_max(raw: bytes) -> CpuMax:
     return CpuMax(parse_limit(fields[0], "cpu.max"), parse_count(fields[1], "cpu.max"))
 
 
+_MEMORY_SIZES = (
+    b"anon",
+    b"file",
+    b"shmem",
+    b"file_mapped",
+    b"file_dirty",
+    b"file_writeback",
+    b"inactive_file",
+    b"active_file",
+)
+_MEMORY_SETTINGS: dict[str, type[MemoryHigh | MemoryLow | MemoryMin]] = {
+    "memory.high": MemoryHigh,
+    "memory.low": MemoryLow,
+    "memory.min": MemoryMin,
+}
+
+
+def parse_memory_stat(raw: bytes) -> MemoryStat:
+    stat = parse_flat_keyed(raw, "memory.stat")
+    if b"-" in raw or not all(size in stat for size in _MEMORY_SIZES):
+        raise Malformed("memory.stat", raw.decode("latin-1"))
+    return MemoryStat(
+        stat[b"anon"],
+        stat[b"file"],
+        stat[b"shmem"],
+        stat[b"file_mapped"],
+        stat[b"file_dirty"],
+        stat[b"file_writeback"],
+        stat[b"inactive_file"],
+        stat[b"active_file"],
+        stat.get(b"slab_reclaimable", 0),
+        stat.get(b"workingset_refault_anon"),
+        stat.get(b"workingset_refault_file"),
+        stat.get(b"pgscan"),
+        stat.get(b"pgsteal"),
+    )
+
+
 def parse_setting(file: str, text: str) -> Setting:
     """The typed value of an interface file's text; raises `Malformed`, also for a file qosd never writes."""
     if interface_file(file) in IO_FILES:
@@ -107,14 +150,14 @@ def parse_setting(file: str, text: str) -> Setting:
     match file:
         case "cpu.max":
             return _parse_cpu_max(raw)
-        case "cpu.max.burst":
-            return CpuMaxBurst(parse_count(raw, file))
-        case "cpu.weight":
-            return CpuWeight(parse_count(raw, file))
+        case "cpu.max.burst" | "cpu.weight":
+            return _COUNTS[file](parse_count(raw, file))
         case "cgroup.freeze" | "cpu.idle" | "memory.oom.group":
             return _FLAGS[file](bool(parse_count(raw, file)))
         case "cpuset.cpus":
             return CpusetCpus(parse_cpulist(text, file))
+        case "memory.high" | "memory.low" | "memory.min":
+            return _MEMORY_SETTINGS[file](parse_limit(raw, file))
         case _:
             raise Malformed(file, text)
 
@@ -124,14 +167,14 @@ def format_setting(setting: Setting) -> str:
     match setting:
         case CpuMax():
             return f"{format_limit(setting.quota_usec)} {setting.period_usec}"
-        case CpuMaxBurst():
-            return str(setting.burst_usec)
-        case CpuWeight():
-            return str(setting.weight)
+        case CpuMaxBurst(burst_usec=count) | CpuWeight(weight=count):
+            return str(count)
         case CgroupFreeze() | CpuIdle() | MemoryOomGroup():
             return _format_flag(setting)
         case CpusetCpus():
             return format_cpulist(setting.cpus)
+        case MemoryHigh() | MemoryLow() | MemoryMin():
+            return format_limit(setting.bytes)
         case IoWeight() | IoBfqWeight() | IoMax() | IoLatency():
             return format_io_setting(setting)
         case _:

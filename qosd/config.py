@@ -23,12 +23,18 @@ from qosd.schema.cpu import Cpu, CpusetMode
 from qosd.schema.cpu import check as check_cpu
 from qosd.schema.ebpf import Ebpf
 from qosd.schema.ebpf import check as check_ebpf
+from qosd.schema.fast import Fast
+from qosd.schema.fast import check as check_fast
 from qosd.schema.interference import Interference
 from qosd.schema.interference import check as check_interference
 from qosd.schema.io import Io
 from qosd.schema.io import check as check_io
+from qosd.schema.memory import Memory
+from qosd.schema.memory import check as check_memory
 from qosd.schema.pools import Pool
 from qosd.schema.pools import check as check_pools
+from qosd.schema.prediction import Prediction
+from qosd.schema.prediction import check as check_prediction
 from qosd.schema.signal import SignalRule
 from qosd.schema.signal import check as check_signals
 from qosd.schema.units import ByteSize, Duration, Section, parse_duration, parse_size, within
@@ -48,6 +54,7 @@ class OnForeignWrite(enum.StrEnum):
 
 class Host(Section, frozen=True):
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] = 95.0
+    memory_target_pct: Annotated[float, Meta(gt=0, le=100)] = 80.0
 
 
 class Ownership(Section, frozen=True):
@@ -87,6 +94,9 @@ class WorkloadRule(Section, frozen=True):
     cpu_target_pct: Annotated[float, Meta(gt=0, le=100)] | None = None
     cpus: Annotated[int, Meta(ge=1, le=8192)] | None = None
     oom_group: bool = False
+    page_cache_reclaim: bool = True
+    page_cache_high: ByteSize | None = None
+    page_cache_low: ByteSize | None = None
 
 
 DEFAULT_WORKLOADS = (
@@ -100,7 +110,10 @@ class Config(Section, frozen=True):
     interval: Duration = Duration(1_000_000)
     host: Host = Host()
     cpu: Cpu = Cpu()
+    prediction: Prediction = Prediction()
+    fast: Fast = Fast()
     io: Io = Io()
+    memory: Memory = Memory()
     ownership: Ownership = Ownership()
     sense: Sense = Sense()
     net: Net = Net()
@@ -180,7 +193,10 @@ def _check_together(config: Config) -> None:
     _refuse(
         within("interval", config.interval, 100_000, 10_000_000, "100ms to 10s")
         or check_cpu(config.cpu)
+        or check_prediction(config.prediction)
+        or check_fast(config.fast)
         or check_io(config.io)
+        or check_memory(config.memory)
         or check_net(config.net)
         or check_interference(config.interference)
         or check_ebpf(config.ebpf)
@@ -207,6 +223,18 @@ def _check_together(config: Config) -> None:
     _check_egress(config)
     ls_names = frozenset(rule.name for rule in config.workload if rule.tier is Tier.LS)
     _refuse(check_signals(config.signal, ls_names))
+    for index, rule in enumerate(config.workload):
+        _refuse(_page_cache(rule, f"workload[{index}]"))
+
+
+def _page_cache(rule: WorkloadRule, key: str) -> str | None:
+    if rule.page_cache_low is None:
+        return None
+    if rule.page_cache_high is None:
+        return f"{key}.page_cache_low: means nothing without page_cache_high"
+    if rule.page_cache_low > rule.page_cache_high:
+        return f"{key}.page_cache_low: must not be above page_cache_high"
+    return None
 
 
 def _check_egress(config: Config) -> None:

@@ -17,9 +17,11 @@ from qosd import journal as journal_module
 from qosd.audit import log_record, log_restored
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
-from qosd.engine import Engine, own_pid_cgroup
+from qosd.engine import Engine
 from qosd.errors import ConfigError, QosdError
-from qosd.host import probe_host, require
+from qosd.host import own_pid_cgroup, probe_host, require
+from qosd.learned import Learned
+from qosd.model import Breach
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
@@ -83,6 +85,8 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
+        self._learned = Learned(sys, paths.state, self._engine)
+        self._learned.recall()
         self._remembered = Remembered(sys, paths.state, self._engine)
         self._remembered.recall()
         self._config_error: str | None = None
@@ -103,6 +107,7 @@ class Daemon:
         epoll = select.epoll()
         wakeup = _signal_socket()
         epoll.register(wakeup.fileno(), select.EPOLLIN)
+        self._engine.reflex.triggers.epoll = epoll
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)
         control = self._engine.config.control
@@ -116,6 +121,7 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
+            self._learned.save()
             self._remembered.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
@@ -139,7 +145,7 @@ class Daemon:
                 elif server.owns(fd):
                     server.on_event(fd, events, self._now_usec())
                 else:
-                    self._on_kernel(fd)
+                    self._on_kernel(fd, events)
             now = self._now_usec()
             server.expire(now)
             if now >= deadline and not self._stopping:
@@ -151,13 +157,27 @@ class Daemon:
                 interval = int(self._engine.config.interval)
                 deadline = self._next_deadline(deadline, interval)
 
-    def _on_kernel(self, fd: int) -> None:
+    def _on_kernel(self, fd: int, events: int) -> None:
         """News from the kernel between two ticks."""
         engine = self._engine
-        if fd == engine.egress.fileno():
+        if engine.reflex.triggers.owns(fd):
+            event = engine.reflex.triggers.on_event(fd, events, self._now_usec())
+            self._react(() if event is None else (event,))
+        elif fd == engine.egress.fileno():
             engine.note_network(engine.egress.on_readable(self._now_usec()))
         elif fd == engine.probes.fileno():
-            engine.probes.hear()
+            waits = engine.probes.hear()
+            self._react(waits if engine.config.fast.probe_waits else ())
+
+    def _react(self, breaches: tuple[Breach, ...]) -> None:
+        try:
+            for breach in breaches:
+                self._engine.react(breach)
+        except Exception:
+            log.exception("reaction failed; giving everything back and only observing from now on")
+            self._give_up()
+        else:
+            self._log()
 
     def _open_probes(self, *, root_is_the_kernels: bool) -> None:
         """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
@@ -181,20 +201,25 @@ class Daemon:
         try:
             status = self._engine.tick()
         except Exception:
-            # A bug must not leave limits behind that nobody decides about any more.
             log.exception("tick failed; giving everything back and only observing from now on")
-            self._engine.failed = True
-            self._engine.counters.failures += 1
-            self._engine.release()
-            self._log()
+            self._give_up()
             return
         self._log()
+        self._learned.save_if_due()
         self._remembered.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error
         )
-        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if self._watchdog else ""))
+        fed = self._watchdog and self._engine.workers_alive
+        notify(f"STATUS={_one_line(status)}" + ("\nWATCHDOG=1" if fed else ""))
+
+    def _give_up(self) -> None:
+        """A bug must not leave limits behind that nobody decides about any more."""
+        self._engine.failed = True
+        self._engine.counters.failures += 1
+        self._engine.release()
+        self._log()
 
     def _log(self) -> None:
         for record in self._engine.records:
@@ -256,8 +281,8 @@ class Daemon:
             "config": engine.config,
             "verdicts": engine.answering.verdicts(),
         }
-        if command == "snapshot" and engine.snapshot is not None:
-            views["snapshot"] = plain(engine.snapshot)
+        if command == "snapshots":
+            views["snapshots"] = [plain(each) for each in engine.recent_after(request.get("after"))]
         if command == "victims" and engine.snapshot is not None:
             views["victims"] = engine.answering.victims(
                 engine.config, engine.snapshot, engine.interference_state

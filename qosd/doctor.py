@@ -9,6 +9,7 @@ import msgspec
 
 from qosd.facts import CONTROLLERS, KERNEL_FILES, DiskFacts, Facts
 from qosd.host import HostFacts
+from qosd.model import Tier
 
 _SLOW_CLOCKS = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies", "pit"})
 _STEAL_PCT = 2.0
@@ -33,12 +34,14 @@ def examine(facts: Facts) -> list[Finding]:
         *_cgroup2(facts.host),
         *_controllers(facts),
         _psi(facts.host),
+        *_triggers(facts),
         *_kernel_files(facts),
         *_config(facts),
         *_patterns(facts),
         *_slices(facts),
         *_daemon(facts),
         *_memory(facts),
+        *_protection(facts),
         *_disks(facts),
         *_io(facts),
         *_probes(facts),
@@ -109,6 +112,26 @@ def _psi(host: HostFacts) -> Finding:
     return _warn(
         "psi", "pressure (PSI) is off: qosd cannot see who waits", "boot with the kernel parameter psi=1"
     )
+
+
+def _triggers(facts: Facts) -> Iterator[Finding]:
+    if not facts.host.psi or facts.trigger is None:
+        return
+    wanted, got = facts.trigger.wanted_usec // 1000, facts.trigger.window_usec
+    if got is None:
+        yield _warn(
+            "psi triggers",
+            f"{facts.trigger.refused}: qosd sees at each tick only that LS waits",
+            "sudo qosctl doctor" if facts.uid != 0 else "run qosd on the host itself, with CAP_SYS_RESOURCE",
+        )
+    elif got // 1000 > wanted:
+        yield _warn(
+            "psi triggers",
+            f"the kernel reports after {got // 1000} ms that LS waits, not after {wanted} ms (fast.window)",
+            "Linux 6.5 or newer for windows under 500 ms, CAP_SYS_RESOURCE for those under 2 s",
+        )
+    else:
+        yield _ok("psi triggers", f"the kernel reports within {wanted} ms that LS waits for CPUs")
 
 
 def _kernel_files(facts: Facts) -> Iterator[Finding]:
@@ -192,13 +215,26 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     elif facts.swap_bytes is not None:
         yield _ok("swap", f"{facts.swap_bytes >> 20} MiB")
     yield from _oom_killers(facts)
+
+
+def _protection(facts: Facts) -> Iterator[Finding]:
+    """No cgroup is protected beyond any of its ancestors."""
     for cgroup in facts.cgroups:
-        if cgroup.memory_low not in (None, "0") and cgroup.unprotected_ancestor is not None:
-            above = cgroup.unprotected_ancestor
+        above = cgroup.unprotected_ancestor
+        if above is None or cgroup.memory_low is None:
+            continue
+        unit = above.rsplit("/", 1)[-1]
+        if cgroup.memory_low != "0":
             yield _warn(
                 "memory.low",
                 f"{cgroup.path} has memory.low={cgroup.memory_low}, worth nothing while {above} has 0",
-                f"systemctl set-property {above.rsplit('/', 1)[-1]} MemoryLow={cgroup.memory_low}",
+                f"systemctl set-property {unit} MemoryLow={cgroup.memory_low}",
+            )
+        elif cgroup.tier is Tier.LS:
+            yield _warn(
+                "memory.low",
+                f"qosd cannot protect the memory of {cgroup.path} while {above} has memory.low=0",
+                f"systemctl set-property {unit} MemoryLow=20%",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from qosd.audit import NETWORK
 from qosd.config import Config
 from qosd.errors import CgroupGone
 from qosd.model import CgroupId, Snapshot, Tier, Workload, printable
@@ -19,6 +20,7 @@ from qosd.net.status import (
     class_name,
 )
 from qosd.plan import Reason
+from qosd.status import DecisionRecord
 from qosd.sys import Sys, open_same_cgroup
 
 if TYPE_CHECKING:
@@ -44,6 +46,26 @@ class Change(NamedTuple):
     result: str
     """event, failed, or for a moved BE ceiling: written."""
     reason: Reason
+
+
+def network_records(
+    changes: tuple[Change, ...], first_id: int, at: float, tick: int
+) -> tuple[DecisionRecord, ...]:
+    """What happened to the uplinks, as audit records."""
+    return tuple(
+        DecisionRecord(
+            first_id + n,
+            at,
+            tick,
+            change.uplink,
+            NETWORK,
+            change.old,
+            change.new,
+            change.result,
+            change.reason,
+        )
+        for n, change in enumerate(changes)
+    )
 
 
 class Egress:

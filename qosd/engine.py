@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from typing import Any
 
 import msgspec
 
-from qosd import __version__, audit, governors, status
-from qosd.act import Actuator, Backoff, Report
+from qosd import __version__, governors, status
+from qosd.act import Actuator, Backoff, Report, protects
 from qosd.answering import Answering
+from qosd.blocking import BlockingWriter
 from qosd.config import Config, Mode
-from qosd.cpu import allowance
+from qosd.counters import Counters
+from qosd.cpu import predict, squeeze
 from qosd.disks import Disks
-from qosd.egress import Change, Egress
+from qosd.egress import Change, Egress, network_records
 from qosd.feeds import Feeds
-from qosd.files import Key, interface_file
+from qosd.files import Key
+from qosd.hearing import Hearing
 from qosd.interference import baseline
 from qosd.interference import governor as interference
 from qosd.journal import Journal
-from qosd.model import Snapshot, Tier
-from qosd.plan import Ledger, Now, Plan, diff
+from qosd.memory.reclaimer import Reclaimer
+from qosd.model import Breach, CgroupId, CpuMax, Snapshot, Tier
+from qosd.plan import Desired, Ledger, Now, Plan, diff, narrow, originals
 from qosd.policies import Policies
 from qosd.probes import Probes
+from qosd.reflex import Reflex
 from qosd.schema.io import wants_disks
-from qosd.sense import HostFiles, Sensor
+from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
 
 _SETTLE_TICKS = 2  # originals are looked at twice before the first write: leftovers must not become originals
@@ -33,6 +37,7 @@ _SUSPEND_USEC = 2_000_000  # CLOCK_BOOTTIME runs on in suspend, CLOCK_MONOTONIC 
 _RELOAD_USEC = 10_000_000  # systemd rewrites attributes only after its generators have run
 _RELEASE_PASSES = 3  # a burst may wait for its limit, which may wait for nothing
 _RECORDS = 512
+_RECENT = 128  # 12 s at the shortest interval: who follows the ticks may be as late as that
 NEVER_TOUCHED = (
     "init.scope",
     "system.slice/dbus.service",
@@ -48,28 +53,6 @@ NEVER_TOUCHED = (
     "system.slice/kubelet.service",
 )
 """No configuration may slow these: the host would be lost with them."""
-
-
-class Counters:
-    """Running totals for the metrics; only the engine writes them."""
-
-    def __init__(self) -> None:
-        self.ticks = 0
-        self.late_ticks = 0
-        self.writes: dict[tuple[str, str], int] = {}
-        self.errors: dict[str, int] = {}
-        self.reloads: dict[str, int] = {"ok": 0, "refused": 0}
-        self.failures = 0
-
-    def add(self, report: Report) -> None:
-        for done in report.applied:
-            pair = (interface_file(done.write.key.file), "reasserted" if done.write.reassert else done.result)
-            self.writes[pair] = self.writes.get(pair, 0) + 1
-            if done.errno_name is not None:
-                self.errors[done.errno_name] = self.errors.get(done.errno_name, 0) + 1
-        for outcome in report.restored:
-            pair = (interface_file(outcome.key.file), f"restore_{outcome.result}")
-            self.writes[pair] = self.writes.get(pair, 0) + 1
 
 
 class Engine:
@@ -90,9 +73,12 @@ class Engine:
         host.follow(config)
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
-        self._actuator = Actuator(sys, root_fd, journal, self._protected)
+        self._blocking = BlockingWriter(sys)
+        self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking)
+        self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
         self._sensor = self._new_sensor(config)
         self.egress = Egress(sys, root_fd, config)
+        self.reflex = Reflex(sys, root_fd)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
         self.probes = Probes(config)
         self.feeds = Feeds(sys, config.signal)
@@ -101,11 +87,19 @@ class Engine:
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
+        self._before: Snapshot | None = None
+        """The snapshot that the last tick took its rates from."""
+        self._lifted: CgroupId | None = None
+        """A workload in which something is about to be killed: no limit is to hold that up."""
         self._tick = 0
         self._next_record = 1
         self._reloaded_usec: int | None = None
-        self._heard: dict[str, int] = {}
+        self._hearing = Hearing()
+        self._phases: dict[str, str] = {}
+        """By path: what background reclaim did there in the last tick."""
         self.counters = Counters()
+        self.recent: deque[Snapshot] = deque(maxlen=_RECENT)
+        """The last snapshots without their descendants, for `qosctl record`."""
         self.records: deque[status.DecisionRecord] = deque(maxlen=_RECORDS)
         self.paused_until: float | None = None
         """Wall clock (only a person sets it): nothing is wanted until then."""
@@ -117,7 +111,8 @@ class Engine:
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
-        sensed = [(each.workload, each.sense, each.window) for each in (config, self.config)]
+        self.reclaimer.reconfigure(config.memory.reclaim)
+        sensed = [(each.workload, each.sense, each.window, each.memory) for each in (config, self.config)]
         if sensed[0] != sensed[1]:
             self._sensor.close()
             self._sensor = self._new_sensor(config)
@@ -142,6 +137,21 @@ class Engine:
         """What the last tick saw."""
         return self._prev
 
+    def recent_after(self, tick: object) -> list[Snapshot]:
+        """What a follower who has seen that tick lacks; it is from another run if it is still to come."""
+        seen = tick if isinstance(tick, int) and tick <= self._tick else 0
+        return [snapshot for snapshot in self.recent if snapshot.tick > seen]
+
+    @property
+    def learned(self) -> predict.Learned:
+        """The use that was seen so far, for the prediction."""
+        return self._state.allowance.learned
+
+    @learned.setter
+    def learned(self, learned: predict.Learned) -> None:
+        known = msgspec.structs.replace(self._state.allowance, learned=learned)
+        self._state = msgspec.structs.replace(self._state, allowance=known)
+
     @property
     def mode(self) -> str:
         if self.failed:
@@ -157,8 +167,13 @@ class Engine:
         self._tick += 1
         if self.paused_until is not None and self._sys.time() >= self.paused_until:
             self.paused_until = None
-        now = self._sensor.snapshot(self._tick)
-        now = msgspec.structs.replace(now, probed=self.probes.sample(now))
+        now = self.reflex.enter(self._sensor.snapshot(self._tick))
+        now = msgspec.structs.replace(
+            now,
+            probed=self.probes.sample(now),
+            reclaimed=self.reclaimer.collect(),
+            originals=originals(self._ledger),
+        )
         if wants_disks(self.config.io):
             now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
@@ -172,10 +187,14 @@ class Engine:
             for file, text in workload.files.items()
         }
         plan, report = self._act(now, prev, decision, files)
-        self._prev = now
+        self._reclaim(decision)
+        self._before, self._prev = prev, now
+        self._lifted = decision.interference.answer.lift
+        self.recent.append(msgspec.structs.replace(now, descendants=()))
         self.counters.ticks += 1
         self._note(report)
         self._answer(decision, now, enforce=self.mode == Mode.ENFORCE.value and report.journal_error is None)
+        self.reflex.note(self.config, self.mode, now)
         changes, net = self.egress.tick(now, enforce=self.mode == Mode.ENFORCE.value)
         self.note_network(changes)
         self.probes.set_thresholds(baseline.runq_thresholds(decision.readings), now)
@@ -183,6 +202,7 @@ class Engine:
             self._status(prev, now, decision, plan, report, files),
             net=net,
             ebpf=self.probes.view(now, decision.readings),
+            memory=status.memory_view(decision, self.reclaimer.worker.stuck),
         )
         elapsed_ms = (self._sys.monotonic_ns() - started) / 1e6
         return msgspec.structs.replace(built, tick_ms=round(elapsed_ms, 3))
@@ -214,9 +234,37 @@ class Engine:
         asleep = (now.boottime_usec - now.monotonic_usec) - (prev.boottime_usec - prev.monotonic_usec)
         if abs(asleep) <= _SUSPEND_USEC:
             return prev
-        kept = allowance.State(cores=self._state.allowance.cores)
+        kept = msgspec.structs.replace(self._state.allowance, history=(), unknown_ticks=0)
         self._state = msgspec.structs.replace(self._state, allowance=kept)
+        self.reflex.forget()
         return None
+
+    def react(self, event: Breach) -> str:
+        """Answer a breach now, with one tighter limit for BE at most; the next tick sees to the way back.
+
+        Whatever wakes up between two ticks may call it. The outcome is `cut` or why there was none.
+        """
+        now = self._prev
+        if now is None or not self.reflex.hear(event, cut_idle=self.config.fast.cut_idle):
+            outcome = "unknown" if now is None else "too-many"
+        else:
+            wanted, outcome = governors.react(self.config, self._before, now, self._state, self.reflex.events)
+            outcome = self._cut(wanted) if outcome == squeeze.CUT else outcome
+        self.reflex.count(event.source, outcome)
+        return outcome
+
+    def _cut(self, wanted: tuple[Desired, ...]) -> str:
+        """Write what is tighter than what stands there, as a tick would: journal first, nobody overruled."""
+        if self.mode != Mode.ENFORCE.value:
+            return "observed"
+        wanted = tuple(each for each in wanted if each.cgroup_id != self._lifted)
+        files = self._sensor.settings({each.cgroup_id for each in wanted})
+        now_usec = self._sys.monotonic_ns() // 1000
+        self._ledger, plan = narrow(Now(now_usec, files), wanted, self._ledger, self.config.ownership)
+        self._ledger, report = self._apply(plan, now_usec)
+        self._note(report)
+        results = {done.result for done in report.applied if done.write.key.file == CpuMax.file}
+        return squeeze.CUT if "written" in results else min(results, default="left-alone")
 
     def _act(
         self, now: Snapshot, prev: Snapshot | None, decision: governors.Decision, files: dict[Key, str]
@@ -235,6 +283,25 @@ class Engine:
         _, would = diff(at, decision.desired, {}, self.config.ownership)
         return would, report
 
+    def _reclaim(self, decision: governors.Decision) -> None:
+        """Hand the one-shot effects to their worker; outside enforce mode it is told and does nothing."""
+        if decision.memory is None:
+            return
+        enforce = self.mode == Mode.ENFORCE.value
+        self.reclaimer.start(decision.memory.reclaims, self._may_touch if enforce else None)
+        seen, before = (decision.memory.view.workloads if enforce else ()), self._phases
+        self._phases = {each.path: each.phase for each in seen}
+        at = (self._next_record, self._sys.time(), self._tick)
+        self._record(status.reclaim_records(seen, before, at))
+
+    def _may_touch(self, path: str) -> bool:
+        return not protects(self._protected, path)
+
+    @property
+    def workers_alive(self) -> bool:
+        """Whether what may block can still be done: the watchdog is fed only then."""
+        return self.reclaimer.worker.alive and self._blocking.worker.alive
+
     def _apply(self, plan: Plan, now_usec: int) -> tuple[Ledger, Report]:
         ownership = self.config.ownership
         backoff = Backoff(int(ownership.backoff_first), int(ownership.backoff_max))
@@ -243,6 +310,7 @@ class Engine:
     def release(self) -> Report:
         """Give everything back; used by stop, so what waits for another file is tried again at once."""
         self.note_network(self.egress.release())
+        self._blocking.settle()
         reports: list[Report] = []
         for _ in range(_RELEASE_PASSES):
             now_usec = self._sys.monotonic_ns() // 1000
@@ -255,10 +323,13 @@ class Engine:
         return Report(restored=tuple(outcome for report in reports for outcome in report.restored))
 
     def close(self) -> None:
+        self.reflex.triggers.disarm()
         self.note_network(self.egress.close())
         self.probes.close()
         self.feeds.close()
         self.policies.close()
+        self.reclaimer.close()
+        self._blocking.close()
         self._sensor.close()
         self._host.close()
 
@@ -276,23 +347,7 @@ class Engine:
 
     def note_network(self, changes: tuple[Change, ...]) -> None:
         """What happened to the uplinks, among the decisions."""
-        at = self._sys.time()
-        self._record(
-            tuple(
-                status.DecisionRecord(
-                    self._next_record + n,
-                    at,
-                    self._tick,
-                    change.uplink,
-                    audit.NETWORK,
-                    change.old,
-                    change.new,
-                    change.result,
-                    change.reason,
-                )
-                for n, change in enumerate(changes)
-            )
-        )
+        self._record(network_records(changes, self._next_record, self._sys.time(), self._tick))
 
     def _record(self, records: tuple[status.DecisionRecord, ...]) -> None:
         self._next_record += len(records)
@@ -322,40 +377,12 @@ class Engine:
             tiers=status.tier_status(prev, now, decision),
             workloads=tuple(status.workload_status(prev, now, workload) for workload in now.workloads),
             settings=status.setting_status(decision.desired, plan, self._ledger, files, report),
-            sensors=self._sensors(now),
+            sensors=self._hearing.sensors(now),
             refused=dict(self._sensor.refused),
             paused_until=self.paused_until,
+            reflex=self.reflex.status(now, decision.squeeze),
             interference=self.answering.view(self.config, now, self._state.interference),
             cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),
         )
-
-    def _sensors(self, now: Snapshot) -> tuple[status.SensorStatus, ...]:
-        """Each sensor with the age of its last word; a sensor that never spoke has none."""
-        host = now.host
-        readings = {
-            "cpu": host.busy_usec,
-            "memory": host.mem_available,
-            "pressure": host.cpu_pressure,
-            "cgroups": now.workloads or None,
-        }
-        sensors = []
-        for name, value in readings.items():
-            if value is not None:
-                self._heard[name] = now.monotonic_usec
-            heard = self._heard.get(name)
-            age_ms = (now.monotonic_usec - heard) // 1000 if heard is not None else None
-            sensors.append(status.SensorStatus(name, value is not None, age_ms))
-        failures = (
-            status.SensorStatus(name, ok=False, age_ms=None, detail=why) for name, why in now.unknown.items()
-        )
-        return (*sensors, *failures)
-
-
-def own_pid_cgroup(proc: str = "/proc") -> bytes:
-    fd = os.open(f"{proc}/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 65536)
-    finally:
-        os.close(fd)

@@ -73,6 +73,15 @@ class UplinkFacts(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
+class TriggerFacts(msgspec.Struct, frozen=True):
+    """A PSI trigger on the host's cpu pressure, for a moment."""
+
+    wanted_usec: int
+    window_usec: int | None
+    """The shortest window that the kernel took, of those qosd would try."""
+    refused: str | None = None
+
+
 class Facts(msgspec.Struct, frozen=True):
     """None: could not be found out."""
 
@@ -105,3 +114,4 @@ class Facts(msgspec.Struct, frozen=True):
     probes: tuple[ProbeStatus, ...] | None = None
     """As the running daemon says; None: no daemon to ask."""
     io: IoFacts | None = None
+    trigger: TriggerFacts | None = None

@@ -25,6 +25,8 @@ _TIMES = {"us": 1.0, "ms": 1e3, "s": 1e6}
 class Reading(NamedTuple):
     value: float
     at_usec: int
+    stamp: int
+    """Another one for each new reading, though it may be of the same value."""
 
 
 def _new_poller() -> Poller:
@@ -44,6 +46,8 @@ class Feeds:
         self._readings: dict[str, Reading] = {}
         self._errors: dict[str, str] = {}
         self._next_usec: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        """Stamps of the readings that were in a sample already."""
         self._new_poller = new_poller or _new_poller
         self._poller: Poller | None = None
         self.reconfigure(rules)
@@ -52,7 +56,7 @@ class Feeds:
         """A rule that changed begins anew: its old value may have been another thing."""
         following = {rule.name: rule for rule in rules}
         for name in [name for name, rule in self._rules.items() if following.get(name) != rule]:
-            for memory in (self._readings, self._errors, self._next_usec):
+            for memory in (self._readings, self._errors, self._next_usec, self._told):
                 memory.pop(name, None)
         self._rules = following
         # A new one for new rules, so that no answer to an old question is taken for one to a new.
@@ -89,7 +93,8 @@ class Feeds:
             value = in_unit(request.get("value"), request.get("unit"), rule.unit)
         except QosdError as error:
             return {"error": str(error)}
-        self._readings[rule.name] = Reading(value, self._sys.monotonic_ns() // 1000)
+        now_usec = self._sys.monotonic_ns() // 1000
+        self._readings[rule.name] = Reading(value, now_usec, now_usec)
         return {"ok": {"name": rule.name, "value": value, "unit": rule.unit, "slo": rule.slo}}
 
     def _feed(self, rule: SignalRule, now_usec: int) -> Feed:
@@ -99,12 +104,14 @@ class Feeds:
             return Feed(rule.name, rule.workload, rule.unit, slo=rule.slo, error=error)
         age = max(now_usec - reading.at_usec, 0)
         value = reading.value if age <= rule.valid else None
-        return Feed(rule.name, rule.workload, rule.unit, value, age, rule.slo, error)
+        news = self._told.get(rule.name) != reading.stamp
+        self._told[rule.name] = reading.stamp
+        return Feed(rule.name, rule.workload, rule.unit, value, age, rule.slo, error, news)
 
     def _take_answers(self) -> None:
         for answer in self._poller.answers() if self._poller is not None else ():
             if answer.value is not None:
-                self._readings[answer.name] = Reading(answer.value, answer.at_usec)
+                self._readings[answer.name] = Reading(answer.value, answer.at_usec, answer.at_usec)
                 self._errors.pop(answer.name, None)
             else:
                 self._errors[answer.name] = answer.error or "no answer"
@@ -117,25 +124,26 @@ class Feeds:
 
     def _read(self, rule: SignalRule, now_usec: int) -> None:
         try:
-            value, age_sec = self._read_file(rule.file or "")
+            value, age_sec, stamp = self._read_file(rule.file or "")
         except (OSError, QosdError) as error:
             self._errors[rule.name] = str(error)
             return
         self._errors.pop(rule.name, None)
-        self._readings[rule.name] = Reading(value, now_usec - round(age_sec * 1e6))
+        self._readings[rule.name] = Reading(value, now_usec - round(age_sec * 1e6), stamp)
 
-    def _read_file(self, path: str) -> tuple[float, float]:
-        """The number at the beginning of a small file, and how long ago it was written."""
+    def _read_file(self, path: str) -> tuple[float, float, int]:
+        """The number at the beginning of a small file, how long ago it was written, and its stamp."""
         fd = self._sys.open(path, READ)
         try:
             raw = self._sys.pread(fd, _TEXT_MAX, 0)
-            age_sec = self._sys.time() - self._sys.fstat(fd).st_mtime
+            info = self._sys.fstat(fd)
         finally:
             self._sys.close(fd)
+        age_sec = self._sys.time() - info.st_mtime
         if age_sec < -_AHEAD_SEC:
             raise QosdError(f"{path} was written {-age_sec:.0f} s in the future")
         fields = raw.decode("latin-1").split()
-        return number(fields[0] if fields else ""), max(age_sec, 0.0)
+        return number(fields[0] if fields else ""), max(age_sec, 0.0), info.st_mtime_ns
 
 
 def number(given: object) -> float:

@@ -27,13 +27,19 @@ RESTORE_ORDER = (
     "cpu.idle",
     "cpu.weight",
     "cpuset.cpus",
+    "memory.high",
+    "memory.low",
+    "memory.min",
     "memory.oom.group",
     "io.max",
     "io.latency",
     "io.weight",
     "io.bfq.weight",
 )
-"""Thaw first; burst and limit before the share; a group's weight cannot be written while it is idle."""
+"""Thaw first; burst and limit before the share; a group's weight cannot be written while it is idle.
+
+Limits of memory go before protection: a group that is let grow needs nobody else's memory taken first.
+"""
 
 
 def restore_rank(key: Key) -> int:

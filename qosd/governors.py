@@ -5,14 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, weight, windows
+from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, squeeze, weight, windows
 from qosd.cpu.view import CpuView
 from qosd.interference import baseline, heard
 from qosd.interference import governor as interference
 from qosd.io import decide as io
+from qosd.memory import decide as memory
 from qosd.memory import oom
-from qosd.model import CpuMax, CpuMaxBurst, Snapshot, Tier
-from qosd.plan import Desired
+from qosd.model import Breach, CpuMax, CpuMaxBurst, Snapshot, Tier
+from qosd.plan import Desired, Reason
 from qosd.schema.cpu import Enforce
 
 OWNERS: dict[tuple[Tier, str], str] = {
@@ -33,6 +34,9 @@ OWNERS: dict[tuple[Tier, str], str] = {
     (Tier.BE, "io.bfq.weight"): "io.weight",
     (Tier.BE, "io.max"): "io.limits",
     (Tier.BE, "cgroup.freeze"): "interference.ladder",
+    (Tier.LS, "memory.low"): "memory.protection",
+    (Tier.LS, "memory.min"): "memory.protection",
+    (Tier.BE, "memory.high"): "memory.limits",
 }
 """One governor for each (tier, interface file): nothing is merged, so nothing can be merged wrongly."""
 
@@ -49,6 +53,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
     overruns: overrun.State = {}
     burst: burst.State = burst.State()
     baseline: baseline.State = baseline.State()
+    memory: memory.State = memory.State()
+    squeeze: squeeze.State = squeeze.State()
     io: io.State = io.State()
     interference: interference.State = interference.State()
 
@@ -60,6 +66,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     readings: tuple[baseline.Reading, ...] = ()
     """How LS does by what the probes count."""
     interference: interference.Outcome = interference.Outcome()
+    memory: memory.Decision | None = None
+    squeeze: float = 1.0
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
@@ -69,15 +77,18 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     interference_state, found = interference.decide(config, prev, now, state.interference, signals)
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = windows.explained(granted, opened)
-    granted = allowance.squeezed(config, granted, found.answer.squeeze)
-    pools_state, budgets, pool_views = pools.decide(config, prev, now, granted, state.pools)
+    squeeze_state, left = squeeze.decide(config, now, granted, state.squeeze)
+    left = allowance.squeezed(config, left, found.answer.squeeze)
+    pools_state, budgets, pool_views = pools.decide(config, prev, now, left, state.pools)
     bandwidth_state, limits = bandwidth.decide(
-        _answering(config, granted), prev, now, granted, budgets, state.bandwidth
+        _answering(config, left), prev, now, left, budgets, state.bandwidth
     )
+    limits = squeeze.marked(config, now, left, limits)
     overruns = overrun.decide(config, prev, now, state.overruns)
     asked = cpuset.Asked(granted, budgets, overruns)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
+    memory_state, of_memory = memory.decide(config, prev, now, state.memory)
     io_state, ios = io.decide(config, prev, now, state.io)
     desired = (
         *weight.decide(config, now),
@@ -85,15 +96,44 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         *masks,
         *lent,
         *oom.decide(config, now),
+        *of_memory.desired,
         *ios,
         *found.desired,
     )
     following = State(
-        allowance_state, bandwidth_state, cpuset_state, pools_state, overruns, burst_state, baseline_state
+        allowance_state,
+        bandwidth_state,
+        cpuset_state,
+        pools_state,
+        overruns,
+        burst_state,
+        baseline_state,
+        memory_state,
     )
-    following = msgspec.structs.replace(following, io=io_state, interference=interference_state)
+    following = msgspec.structs.replace(
+        following, io=io_state, interference=interference_state, squeeze=squeeze_state
+    )
     view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
-    return following, Decision(desired, granted, view, readings, found)
+    return following, Decision(desired, left, view, readings, found, of_memory, squeeze_state.factor)
+
+
+def react(
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, events: tuple[Breach, ...]
+) -> tuple[tuple[Desired, ...], str]:
+    """What the last of these events, reported since `now`, wants written before the next tick, if anything.
+
+    The state stays as it is: the next tick comes to the same conclusion from the events in its snapshot.
+    """
+    config, _ = windows.apply(config, now)
+    known = state.allowance
+    usage = known.history[-1] if known.history else None
+    granted = allowance.Allowance(known.cores, usage, Reason(squeeze.RULE, "between two ticks"))
+    left, outcome = squeeze.foresee(config, events, granted, state.squeeze)
+    if outcome != squeeze.CUT:
+        return (), outcome
+    _, budgets, _ = pools.decide(config, prev, now, left, state.pools)
+    _, limits = bandwidth.decide(_answering(config, left), prev, now, left, budgets, state.bandwidth)
+    return squeeze.marked(config, now, left, limits), outcome
 
 
 def _answering(config: Config, granted: allowance.Allowance) -> Config:

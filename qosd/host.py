@@ -75,3 +75,11 @@ def _has_psi(proc: str) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def own_pid_cgroup(proc: str = "/proc") -> bytes:
+    fd = os.open(f"{proc}/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)

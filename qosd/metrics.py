@@ -24,8 +24,10 @@ from qosd.exposition import (
     StateSetMetricFamily,
 )
 from qosd.files import interface_file
+from qosd.memory import metrics as memory
 from qosd.model import Pressure
 from qosd.net import metrics as network
+from qosd.reflex import ReflexStatus
 from qosd.status import SensorStatus, Status, WorkloadStatus
 
 _MODES = ("enforce", "observe", "paused", "starting", "failed")
@@ -77,6 +79,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
     yield from _tiers(status)
     yield from _workloads(status)
     yield from _settings(status)
+    if status.reflex is not None:
+        yield from _reflex(status.reflex)
     if status.interference is not None:
         yield from ladder_metrics.current(status.interference)
     yield from cpumetrics.collect(status.cpu)
@@ -85,6 +89,8 @@ def collect(source: Source, now: float) -> Iterator[Metric]:
         yield from network.collect(status.net)
     if status.ebpf is not None:
         yield from probes.collect(status.ebpf)
+    if status.memory is not None:
+        yield from memory.collect(status.memory)
 
 
 def _gauge(name: str, text: str, value: float | None) -> GaugeMetricFamily:
@@ -142,6 +148,18 @@ def _resident_bytes() -> float | None:
             return int(file.read().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))
     except OSError:
         return None
+
+
+def _reflex(reflex: ReflexStatus) -> Iterator[Metric]:
+    yield _gauge("qosd_be_squeeze_ratio", "The part of its allowance that BE has now.", reflex.squeeze)
+    yield _gauge("qosd_psi_triggers", "LS cgroups with a PSI trigger on cpu.pressure.", len(reflex.armed))
+    reactions = CounterMetricFamily(
+        "qosd_reactions", "Breaches reported between two ticks, by outcome.", labels=["source", "outcome"]
+    )
+    for source, outcomes in reflex.reactions.items():
+        for outcome, count in outcomes.items():
+            reactions.add_metric([source, outcome], count)
+    yield reactions
 
 
 def _sensors(status: Status, now: float) -> Iterator[Metric]:

@@ -7,23 +7,16 @@ that is not there is `MAX`, never a number.
 from __future__ import annotations
 
 import enum
-from typing import ClassVar, NewType
+import functools
+from typing import ClassVar
 
 import msgspec
 
 from qosd.ebpf.histogram import Histogram
-
-CgroupId = NewType("CgroupId", int)
-"""A cgroup's inode number: its identity. The path is only a label, and may come back as another cgroup."""
-
-
-class Max(enum.Enum):
-    """The kernel's word for "no limit"."""
-
-    MAX = "max"
-
-
-MAX = Max.MAX
+from qosd.memsample import MemorySample, Reclaimed
+from qosd.words import MAX as MAX  # noqa: PLC0414 - here is where everybody looks for these three
+from qosd.words import CgroupId as CgroupId  # noqa: PLC0414 - same
+from qosd.words import Max as Max  # noqa: PLC0414 - same
 
 
 class Tier(enum.StrEnum):
@@ -81,6 +74,8 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
     populated: bool | None = None
+    memory: MemorySample | None = None
+    """Of workloads only."""
     io: dict[str, DiskIo] | None = None
     """io.stat by MAJ:MIN; of workloads only, and only where the io controller is on."""
 
@@ -137,6 +132,11 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     cpus_busy_usec: dict[int, int] | None = None
     """busy_usec of each online CPU: the cpuN lines of /proc/stat."""
     topology: Topology | None = None
+    mem_free: int | None = None
+    pgscan_kswapd: int | None = None
+    pgscan_direct: int | None = None
+    """/proc/vmstat: pages that the kernel's own reclaim looked at, in the background and in an allocation."""
+    page_bytes: int = 4096
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):
@@ -203,6 +203,8 @@ class Feed(msgspec.Struct, frozen=True, gc=False):
     slo: float | None = None
     error: str | None = None
     """Why the source said nothing this time."""
+    news: bool = False
+    """It came since the last tick. A value that stands for ten ticks is still one reading."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
@@ -230,12 +232,24 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """Whole disks (MAJ:MIN) under the mounted filesystems; looked for only while a governor needs them."""
     feeds: tuple[Feed, ...] = ()
     """What operators say of their services; one for each `[[signal]]`."""
+    reclaimed: tuple[Reclaimed, ...] = ()
+    """What the worker reported since the last tick."""
+    originals: dict[CgroupId, dict[str, str]] = {}
+    """By cgroup and file: what stood there before qosd, where a value of qosd's stands now."""
 
     def workload(self, cgroup_id: CgroupId) -> Workload | None:
         for workload in self.workloads:
             if workload.sample.id == cgroup_id:
                 return workload
         return None
+
+    def is_ours(self, workload: Workload, file: str) -> bool:
+        """Whether a value of qosd's stands in the file."""
+        return file in self.originals.get(workload.id, {})
+
+    def of_others(self, workload: Workload, file: str) -> str | None:
+        """What the file holds without qosd: its original, or what stands there."""
+        return self.originals.get(workload.id, {}).get(file, workload.setting(file))
 
     def tier(self, tier: Tier) -> tuple[Workload, ...]:
         return tuple(workload for workload in self.workloads if workload.tier is tier)
@@ -272,6 +286,21 @@ class CpusetCpus(msgspec.Struct, frozen=True, gc=False, tag="cpuset.cpus", tag_f
 class CgroupFreeze(msgspec.Struct, frozen=True, gc=False, tag="cgroup.freeze", tag_field="file"):
     file: ClassVar[str] = "cgroup.freeze"
     frozen: bool
+
+
+class MemoryHigh(msgspec.Struct, frozen=True, gc=False, tag="memory.high", tag_field="file"):
+    file: ClassVar[str] = "memory.high"
+    bytes: int | Max
+
+
+class MemoryLow(msgspec.Struct, frozen=True, gc=False, tag="memory.low", tag_field="file"):
+    file: ClassVar[str] = "memory.low"
+    bytes: int | Max
+
+
+class MemoryMin(msgspec.Struct, frozen=True, gc=False, tag="memory.min", tag_field="file"):
+    file: ClassVar[str] = "memory.min"
+    bytes: int | Max
 
 
 class MemoryOomGroup(msgspec.Struct, frozen=True, gc=False, tag="memory.oom.group", tag_field="file"):
@@ -325,6 +354,9 @@ Setting = (
     | CpuWeight
     | CpuIdle
     | CpusetCpus
+    | MemoryHigh
+    | MemoryLow
+    | MemoryMin
     | MemoryOomGroup
     | IoWeight
     | IoBfqWeight
@@ -334,6 +366,7 @@ Setting = (
 """Closed on purpose: a new member without a parser and a formatter does not type-check."""
 
 
+@functools.lru_cache(maxsize=4096)
 def printable(text: str) -> str:
     r"""A name as it may be shown: a cgroup's may hold anything but a newline, so escape as `\xNN`."""
     return "".join(

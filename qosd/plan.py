@@ -10,7 +10,17 @@ from qosd.cgroupfs import format_setting, parse_setting
 from qosd.config import OnForeignWrite, Ownership
 from qosd.errors import Malformed
 from qosd.files import Key, restore_rank, value_of
-from qosd.model import CgroupId, CpuMax, CpusetCpus, Max, Setting, Tier
+from qosd.model import (
+    CgroupId,
+    CpuMax,
+    CpusetCpus,
+    Max,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
+    Setting,
+    Tier,
+)
 
 
 class Input(msgspec.Struct, frozen=True, gc=False):
@@ -44,6 +54,8 @@ class Desired(msgspec.Struct, frozen=True, gc=False):
     tier: Tier
     setting: Setting
     reason: Reason
+    tighten_only: bool = False
+    """Not wanted where a limit that is not ours is tighter already."""
 
 
 class FileState(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +77,15 @@ class FileState(msgspec.Struct, frozen=True, gc=False):
 
 Ledger = dict[Key, FileState]
 """Treated as a frozen value: every step returns a new one."""
+
+
+def originals(ledger: Ledger) -> dict[CgroupId, dict[str, str]]:
+    """What stood before us in the files that hold a value of ours."""
+    found: dict[CgroupId, dict[str, str]] = {}
+    for key, state in ledger.items():
+        if state.ours is not None and state.original is not None:
+            found.setdefault(CgroupId(key.cgroup_id), {})[key.file] = state.original
+    return found
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +139,8 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
             states[key] = Standing.ABSENT
             continue
         before = ledger.get(key, FileState())
+        if wanted.tighten_only and _is_moot(wanted, before, current):
+            continue
         after, standing = _judge(before, current, format_setting(wanted.setting), now, ownership)
         following[key] = after
         states[key] = standing
@@ -132,6 +155,16 @@ def diff(now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Owne
     restores = _release(unwanted, now, following, forgets)
     plan = Plan(order(writes), tuple(sorted(restores, key=restore_rank)), tuple(forgets), states)
     return following, plan
+
+
+def _is_moot(wanted: Desired, before: FileState, current: str) -> bool:
+    """Whether what stands without us is a limit at least as tight."""
+    theirs = current if before.ours is None or before.original is None else before.original
+    match parse_setting(wanted.setting.file, theirs), wanted.setting:
+        case CpuMax() as old, CpuMax() as new:
+            return _share(new) >= _share(old)
+        case _:
+            return False
 
 
 def _is_readable(file: str, text: str) -> bool:
@@ -223,6 +256,32 @@ def _memory(state: FileState, current: str | None, now: Now) -> FileState | None
     )
 
 
+def narrow(
+    now: Now, desired: tuple[Desired, ...], ledger: Ledger, ownership: Ownership
+) -> tuple[Ledger, Plan]:
+    """As `diff` between two ticks: nothing but writes that take away, and none over another's value.
+
+    What is loosened, restored or fought over can wait for the next tick.
+    """
+    tighter = tuple(each for each in desired if _tightens(each, now.files, ledger))
+    keys = [Key(each.cgroup_id, each.setting.file) for each in tighter]
+    following, plan = diff(now, tighter, {key: ledger[key] for key in keys if key in ledger}, ownership)
+    return ledger | following, plan
+
+
+def _tightens(wanted: Desired, files: dict[Key, str], ledger: Ledger) -> bool:
+    key = Key(wanted.cgroup_id, wanted.setting.file)
+    current = files.get(key)
+    ours = ledger.get(key, FileState()).ours
+    if current is None or (ours is not None and current != ours) or not _is_readable(key.file, current):
+        return False
+    match parse_setting(key.file, current), wanted.setting:
+        case CpuMax() as old, CpuMax() as new:
+            return _share(new) < _share(old)
+        case old, new:
+            return old != new
+
+
 def order(writes: list[Write]) -> tuple[Write, ...]:
     """The order in which the kernel takes the writes, and in which no moment is tighter than both ends.
 
@@ -250,8 +309,15 @@ def _narrows(write: Write) -> bool:
             return _share(new) < _share(old)
         case CpusetCpus(), CpusetCpus():
             return not old.cpus or (bool(new.cpus) and len(new.cpus) < len(old.cpus))
+        case ((MemoryHigh() | MemoryLow() | MemoryMin()), (MemoryHigh() | MemoryLow() | MemoryMin())):
+            return amount(new.bytes) < amount(old.bytes)
         case _:
             return False
+
+
+def amount(size: float | Max) -> float:
+    """A size to compare with: "max" is more than any number."""
+    return float("inf") if isinstance(size, Max) else size
 
 
 def _share(limit: CpuMax) -> float:

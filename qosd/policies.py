@@ -91,7 +91,7 @@ class Loaded:
 
     def _feed(self, signal: PolicySignal, workload: str, value: float | None) -> Feed:
         name = f"{self.policy.name}.{signal.name}"
-        return Feed(name, workload, signal.unit, value, None if value is None else 0, signal.slo)
+        return Feed(name, workload, signal.unit, value, None if value is None else 0, signal.slo, news=True)
 
     def _weigh(self, now: Snapshot, run_time_ns: int) -> str | None:
         """What it cost since the last tick, and the reason if that is too much."""

@@ -85,11 +85,8 @@ class Probes:
         except BpfError as error:
             self._give_up(f"the probes' thresholds cannot be set: {error}")
 
-    def hear(self) -> tuple[Breach, ...]:
-        """The waits above their threshold that were sent since the last call, if BE's task had most of it.
-
-        The others are counted. Never blocks.
-        """
+    def events(self) -> tuple[Wait, ...]:
+        """The waits above their threshold that were sent since the last call, counted. Never blocks."""
         if self._session is None:
             return ()
         try:
@@ -99,7 +96,11 @@ class Probes:
             return ()
         for wait in waits:
             self.breaches[wait.culprit] = self.breaches.get(wait.culprit, 0) + 1
-        return tuple(_breach(wait) for wait in waits if wait.culprit == Tier.BE.value)
+        return waits
+
+    def hear(self) -> tuple[Breach, ...]:
+        """Those of them in which a task of BE had most of the CPU, as breaches."""
+        return tuple(_breach(wait) for wait in self.events() if wait.culprit == Tier.BE.value)
 
     def view(self, now: Snapshot, readings: tuple[Reading, ...]) -> ProbesView:
         session = self._session

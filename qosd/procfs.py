@@ -1,4 +1,4 @@
-"""/proc/stat, meminfo, self/cgroup and mountinfo, text to value (Documentation/filesystems/proc.rst)."""
+"""/proc/stat, meminfo, vmstat, self/cgroup, mountinfo, text to value (Documentation/filesystems/proc.rst)."""
 
 from __future__ import annotations
 
@@ -56,13 +56,14 @@ class Meminfo(NamedTuple):
     mem_available: int | None
     swap_total: int | None
     swap_free: int | None
+    mem_free: int | None = None
 
 
 def parse_meminfo(raw: bytes) -> Meminfo:
     values: dict[bytes, int] = {}
     for line in raw.split(b"\n"):
         key, _, rest = line.partition(b":")
-        if key in (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree"):
+        if key in (b"MemTotal", b"MemFree", b"MemAvailable", b"SwapTotal", b"SwapFree"):
             number = rest.split()[:1]
             if not number or not _is_count(number[0]):
                 raise Malformed("/proc/meminfo", line.decode("latin-1"))
@@ -72,7 +73,26 @@ def parse_meminfo(raw: bytes) -> Meminfo:
         values.get(b"MemAvailable"),
         values.get(b"SwapTotal"),
         values.get(b"SwapFree"),
+        values.get(b"MemFree"),
     )
+
+
+class Vmstat(NamedTuple):
+    """Pages that the kernel's own reclaim looked at, in the background and in an allocation."""
+
+    pgscan_kswapd: int | None
+    pgscan_direct: int | None
+
+
+def parse_vmstat(raw: bytes) -> Vmstat:
+    found: dict[bytes, int] = {}
+    for line in raw.split(b"\n"):
+        key, _, count = line.partition(b" ")
+        if key in (b"pgscan_kswapd", b"pgscan_direct"):
+            if not _is_count(count):
+                raise Malformed("/proc/vmstat", line.decode("latin-1"))
+            found[key] = int(count)
+    return Vmstat(found.get(b"pgscan_kswapd"), found.get(b"pgscan_direct"))
 
 
 def parse_self_cgroup(raw: bytes) -> str | None:

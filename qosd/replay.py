@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from qosd import governors
+from qosd.cgroupfs import parse_setting
 from qosd.config import Config
+from qosd.cpu.allowance import workload_cores
 from qosd.errors import QosdError
 from qosd.files import Key
-from qosd.model import Snapshot, printable
+from qosd.model import CpuMax, Snapshot, Tier, printable
 from qosd.plan import FileState, Ledger, Now, Plan, diff
 
 _decoder = msgspec.json.Decoder(Snapshot)
@@ -27,6 +29,8 @@ class Step(msgspec.Struct, frozen=True):
     monotonic_usec: int
     allowance_cores: float | None
     writes: tuple[Change, ...]
+    held_back: dict[str, float] = {}
+    """CPU seconds that a BE workload used since the last tick above the limit that would have stood."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -66,13 +70,37 @@ def replay(config: Config, snapshots: Iterable[Snapshot]) -> Iterator[Step]:
     prev: Snapshot | None = None
     written: dict[Key, str] = {}
     for now in snapshots:
+        held = held_back(prev, now, written)
         state, decision = governors.decide(config, prev, now, state)
         files = {Key(w.id, file): text for w in now.workloads for file, text in w.files.items()} | written
         ledger, plan = diff(Now(now.monotonic_usec, files), decision.desired, ledger, config.ownership)
         ledger = as_if_written(ledger, plan, written)
         cores = decision.allowance.cores if decision.allowance is not None else None
-        yield Step(now.tick, now.monotonic_usec, cores, _changes(plan))
+        yield Step(now.tick, now.monotonic_usec, cores, _changes(plan), held)
         prev = now
+
+
+def held_back(prev: Snapshot | None, now: Snapshot, written: dict[Key, str]) -> dict[str, float]:
+    """What BE used between two snapshots above the limits written before."""
+    found: dict[str, float] = {}
+    if prev is None or now.monotonic_usec <= prev.monotonic_usec:
+        return found
+    elapsed = now.monotonic_usec - prev.monotonic_usec
+    for workload in now.tier(Tier.BE):
+        used = workload_cores(prev.workload(workload.id), workload, elapsed, now.host.nr_cpus)
+        limit = _limit(written.get(Key(workload.id, CpuMax.file)))
+        if used is not None and limit is not None and used > limit:
+            found[printable(workload.path)] = (used - limit) * elapsed / 1e6
+    return found
+
+
+def _limit(text: str | None) -> float | None:
+    """A cpu.max as CPUs; None is no limit."""
+    match None if text is None else parse_setting(CpuMax.file, text):
+        case CpuMax(quota_usec=int(quota), period_usec=period):
+            return quota / period
+        case _:
+            return None
 
 
 def as_if_written(ledger: Ledger, plan: Plan, written: dict[Key, str]) -> Ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -12,8 +13,20 @@ from qosd.cgroupfs import parse_events
 from qosd.config import Config
 from qosd.descend import FILES, Descendants
 from qosd.errors import CgroupGone, Malformed
+from qosd.files import Key
 from qosd.iofs import parse_io_stat
-from qosd.model import CgroupSample, DiskIo, HostSample, Pressure, Snapshot, Tier, Topology, Workload
+from qosd.memstat import MemoryFiles
+from qosd.model import (
+    CgroupId,
+    CgroupSample,
+    DiskIo,
+    HostSample,
+    Pressure,
+    Snapshot,
+    Tier,
+    Topology,
+    Workload,
+)
 from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup
 from qosd.sysfs import read_topology
@@ -31,7 +44,11 @@ from qosd.watch import (
 _STAT_SIZE = 1 << 16  # the cpu lines of 512 CPUs fit; the interrupt counts behind them are not wanted
 _IO_STAT_SIZE = 1 << 16  # a line of some 100 bytes for each device
 _RESCAN_TICKS = 30  # a walk is due at least so often: cgroup.stat does not tell one child from another
+_VMSTAT_SIZE = 1 << 14
 _SYSTEMD = "/run/systemd"
+
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Root:
@@ -45,14 +62,23 @@ class Root:
         "io_stat",
         "last",
         "match",
+        "memory",
         "memory_events",
         "settings",
         "stat",
         "watched",
     )
 
-    def __init__(self, sys: Sys, dir_fd: int, match: discover.Match, watched: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        sys: Sys,
+        dir_fd: int,
+        match: discover.Match,
+        watched: tuple[str, ...],
+        memory: MemoryFiles,
+    ) -> None:
         self.match = match
+        self.memory = memory
         self.dir_fd = dir_fd
         self.files: CgroupFiles = keep_cgroup(sys, dir_fd)
         self.stat = keep(sys, dir_fd, "cgroup.stat", parse_nr_descendants)
@@ -74,6 +100,7 @@ class Root:
             self.memory_events = keep(
                 sys, self.dir_fd, "memory.events", lambda raw: parse_events(raw, "memory.events")
             )
+            self.memory.look_again()
         if self.io_stat is None:
             self.io_stat = keep(sys, self.dir_fd, "io.stat", parse_io_stat, _IO_STAT_SIZE)
         for file in self.watched:
@@ -81,10 +108,11 @@ class Root:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 5 + FILES + len(self.settings)
+        return 5 + FILES + len(self.settings) + self.memory.fds()
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
+        self.memory.close()
         for kept in (self.stat, self.events, self.memory_events, self.io_stat, *self.settings.values()):
             if kept is not None:
                 sys.close(kept.fd)
@@ -119,6 +147,7 @@ class HostFiles:
             _STAT_SIZE,
         )
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
+        self.vmstat = keep(sys, self._fd, "vmstat", procfs.parse_vmstat, _VMSTAT_SIZE)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
             for name in ("cpu", "memory", "io")
@@ -136,6 +165,7 @@ class HostFiles:
     def sample(self, unknown: dict[str, str]) -> HostSample:
         cpu = read_kept(self.stat, "/proc/stat", unknown)
         memory = read_kept(self.meminfo, "/proc/meminfo", unknown)
+        vmstat = read_kept(self.vmstat, "/proc/vmstat", unknown)
         cpu_pressure, memory_pressure, io_pressure = (
             self._read_pressure(name, unknown) for name in self.pressure
         )
@@ -154,6 +184,10 @@ class HostFiles:
             io_pressure=io_pressure,
             cpus_busy_usec=cpu.cpus_busy_usec if cpu is not None else None,
             topology=self._read_topology(online, unknown),
+            mem_free=memory.mem_free if memory is not None else None,
+            pgscan_kswapd=vmstat.pgscan_kswapd if vmstat is not None else None,
+            pgscan_direct=vmstat.pgscan_direct if vmstat is not None else None,
+            page_bytes=PAGE_BYTES,
         )
 
     def _read_topology(self, online: tuple[int, ...] | None, unknown: dict[str, str]) -> Topology | None:
@@ -172,7 +206,7 @@ class HostFiles:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
 
     def close(self) -> None:
-        for kept in (self.online, self.stat, self.meminfo, *self.pressure.values()):
+        for kept in (self.online, self.stat, self.meminfo, self.vmstat, *self.pressure.values()):
             if kept is not None:
                 self._sys.close(kept.fd)
         self._sys.close(self._fd)
@@ -213,7 +247,7 @@ class Sensor:
         workloads = tuple(
             workload
             for root in list(self._roots.values())
-            if (workload := self._sample(root, unknown)) is not None
+            if (workload := self._sample(root, monotonic_usec, unknown)) is not None
         )
         if tick % _RESCAN_TICKS == 0 or self._rescan_due:
             self._rescan()
@@ -242,6 +276,17 @@ class Sensor:
                 unknown[f"time zone {zone}"] = str(error)
         return minutes
 
+    def settings(self, cgroup_ids: set[CgroupId]) -> dict[Key, str]:
+        """What the watched files of some workloads hold right now, between two snapshots."""
+        found: dict[Key, str] = {}
+        for root in (self._roots[each] for each in cgroup_ids if each in self._roots):
+            for file, kept in root.settings.items():
+                with contextlib.suppress(CgroupGone):
+                    value = read_kept(kept, root.match.path, {})
+                    if value is not None:
+                        found[Key(root.match.id, file)] = value
+        return found
+
     def close(self) -> None:
         self._descendants.close()
         for root in self._roots.values():
@@ -265,7 +310,9 @@ class Sensor:
             fd = open_same_cgroup(self._sys, self._root_fd, match.path, match.id)
         except (CgroupGone, OSError):
             return  # gone, or out of fds: the next tick tries again
-        self._roots[match.id] = Root(self._sys, fd, match, self._watched[match.rule.tier])
+        tier = match.rule.tier
+        memory = MemoryFiles(self._sys, (self._root_fd, fd), match.path, match.id, tier, self._config.memory)
+        self._roots[match.id] = Root(self._sys, fd, match, self._watched[tier], memory)
         self._rescan_due = True
 
     def _drop(self, cgroup_id: int, root: Root) -> None:
@@ -273,12 +320,14 @@ class Sensor:
         del self._roots[cgroup_id]
         self._descendants.forget(root.match.path)
 
-    def _sample(self, root: Root, unknown: dict[str, str]) -> Workload | None:
+    def _sample(self, root: Root, now_usec: int, unknown: dict[str, str]) -> Workload | None:
         match = root.match
         try:
             sample = sample_cgroup(match.id, match.path, root.files, unknown, root.last)
             io = read_kept(root.io_stat, f"{match.path}/io.stat", unknown)
-            root.last = sample if sample.io is io else msgspec.structs.replace(sample, io=io)
+            memory = root.memory.sample(now_usec, unknown)
+            same = sample.io is io and sample.memory is memory
+            root.last = sample if same else msgspec.structs.replace(sample, io=io, memory=memory)
             below = read_kept(root.stat, match.path, unknown)
             events = read_kept(root.events, match.path, unknown)
             memory_events = read_kept(root.memory_events, match.path, unknown)

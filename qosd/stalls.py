@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from qosd.model import CgroupSample, Pressure, Snapshot, Tier
+from qosd.model import CgroupSample, Pressure, Snapshot, Stall, Tier
 
 
 class Waits(msgspec.Struct, frozen=True, gc=False):
@@ -15,13 +15,25 @@ class Waits(msgspec.Struct, frozen=True, gc=False):
     io: float | None = None
 
 
-def waited(before: Pressure | None, after: Pressure | None, elapsed_usec: int) -> float | None:
-    """The share of the time in which some task waited; None where a total is missing or went backwards."""
-    if before is None or after is None or elapsed_usec <= 0:
+def waited(
+    before: Pressure | None, after: Pressure | None, elapsed_usec: int, *, full: bool = False
+) -> float | None:
+    """The share of the time in which some task, or all, waited.
+
+    None where a total is missing or went backwards.
+    """
+    first, last = _stall(before, full=full), _stall(after, full=full)
+    if first is None or last is None or elapsed_usec <= 0:
         return None
-    stalled = after.some.total - before.some.total
+    stalled = last.total - first.total
     # PSI settles a stall when it ends or at an average's update, so a total may be ahead of the interval.
     return min(stalled / elapsed_usec, 1.0) if stalled >= 0 else None
+
+
+def _stall(pressure: Pressure | None, *, full: bool) -> Stall | None:
+    if pressure is None:
+        return None
+    return pressure.full if full else pressure.some
 
 
 def cgroup_waits(before: CgroupSample, after: CgroupSample, elapsed_usec: int) -> Waits:

@@ -12,10 +12,12 @@ from qosd.ebpf.status import ProbesView
 from qosd.files import Key, value_of
 from qosd.governors import Decision
 from qosd.interference.view import InterferenceView
+from qosd.memory.decide import MemoryView, WorkloadMemory
 from qosd.model import DiskIo, Feed, Pressure, Snapshot, Tier, Workload, printable
 from qosd.net.status import NetView
 from qosd.plan import Desired, FileState, Ledger, Plan, Reason
 from qosd.policies import PolicyStatus
+from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits, tier_waits
 
 
@@ -112,15 +114,17 @@ class Status(msgspec.Struct, frozen=True):
     refused: dict[str, str]
     """Cgroups that a rule matches and qosd does not take, with the reason."""
     paused_until: float | None = None
-    detection: str = "poll"
     net: NetView | None = None
     """None while `[net] uplinks` lists nothing."""
+    reflex: ReflexStatus | None = None
+    """What is found and done between two ticks."""
     interference: InterferenceView | None = None
     cpu: CpuView = CpuView()
     ebpf: ProbesView | None = None
     feeds: tuple[Feed, ...] = ()
     """What each `[[signal]]`, and each signal of a policy, last said."""
     policies: tuple[PolicyStatus, ...] = ()
+    memory: MemoryView | None = None
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:
@@ -203,6 +207,40 @@ def setting_status(
             )
         )
     return tuple(settings)
+
+
+def memory_view(decision: Decision, stuck: int) -> MemoryView | None:
+    if decision.memory is None:
+        return None
+    return msgspec.structs.replace(decision.memory.view, stuck=stuck)
+
+
+def reclaim_records(
+    seen: tuple[WorkloadMemory, ...], before: dict[str, str], at: tuple[int, float, int]
+) -> tuple[DecisionRecord, ...]:
+    """What background reclaim began, stopped or met; `at` is the first record's id, the time and the tick."""
+    told = ("reclaiming", "held", "nothing")
+    first_id, time, tick = at
+    changes = [
+        each
+        for each in seen
+        if each.phase != before.get(each.path)
+        and (each.phase in told or before.get(each.path) in ("reclaiming", "held"))
+    ]
+    return tuple(
+        DecisionRecord(
+            first_id + n,
+            time,
+            tick,
+            each.path,
+            "memory.reclaim",
+            before.get(each.path, ""),
+            each.phase,
+            "event",
+            Reason("memory.reclaim", each.reclaim),
+        )
+        for n, each in enumerate(changes)
+    )
 
 
 def decision_records(report: Report, first_id: int, time: float, tick: int) -> tuple[DecisionRecord, ...]:

@@ -9,6 +9,7 @@ import subprocess
 
 import psutil
 
+from qosd import trigger
 from qosd.config import Config, WorkloadRule
 from qosd.configfile import read_config
 from qosd.discover import Match, resolve
@@ -23,11 +24,13 @@ from qosd.facts import (
     IoFacts,
     PatternFacts,
     SliceFacts,
+    TriggerFacts,
     UplinkFacts,
 )
 from qosd.host import HostFacts, probe_host
 from qosd.model import Tier, printable
 from qosd.net import survey as net
+from qosd.schema.fast import Fast
 from qosd.schema.io import wants_disks
 from qosd.sys import DIRECTORY, Sys
 
@@ -68,6 +71,7 @@ def survey(config_path: str, *, daemon_running: bool | None, proc: str = "/proc"
         _uplinks(config),
         _oomd_slices(config),
         io=_io(config, cgroups, proc),
+        trigger=_trigger(config.fast, proc),
     )
 
 
@@ -86,6 +90,20 @@ def _uplinks(config: Config) -> tuple[UplinkFacts, ...]:
     except OSError as error:
         why = f"cannot look at the devices: {error.strerror or error}"
         return (UplinkFacts("net", ok=False, text=why, remedy="run it on the host, as root"),)
+
+
+def _trigger(fast: Fast, proc: str) -> TriggerFacts:
+    sys = Sys()
+    try:
+        dir_fd = sys.open(f"{proc}/pressure", DIRECTORY)
+        try:
+            fd, _, window_usec = trigger.arm(sys, dir_fd, fast, "cpu")
+            sys.close(fd)
+        finally:
+            sys.close(dir_fd)
+    except OSError as error:
+        return TriggerFacts(int(fast.window), None, trigger.why(error))
+    return TriggerFacts(int(fast.window), window_usec)
 
 
 def _read(path: str) -> str | None:

@@ -23,6 +23,8 @@ from qosd.interference.kills import Left
 from qosd.interference.signals import Kind
 from qosd.interference.verdict import Verdict
 from qosd.interference.view import VerdictRecord, VictimsView, VictimView
+from qosd.memory.decide import MemoryView, WorkloadMemory
+from qosd.memory.trouble import Trouble
 from qosd.model import CgroupId, Pressure, Stall, Tier
 from qosd.net.status import ClassStatus, EgressStatus, IngressStatus, NetView, UplinkView
 from qosd.plan import Input, Reason
@@ -98,6 +100,46 @@ _CEILING = Reason(
     "BE may send 700.0 Mbit/s of 1.00 Gbit/s: LS and system use 200.0 Mbit/s",
     (Input("ls_egress", 2e8, "bit/s"), Input("total_egress", 5e8, "bit/s")),
     threshold="egress_target_pct = 90",
+)
+MEMORY = MemoryView(
+    be_allowed=3 << 30,
+    be_text="BE may hold 3072 MiB",
+    swappiness_key=True,
+    trouble=Trouble(short=False, ls_stalled=True, available_pct=40.0, ls_full_pct=12.0),
+    pgscan_kswapd=100,
+    pgscan_direct=2,
+    workloads=(
+        WorkloadMemory(
+            path="be.slice",
+            workload="be",
+            tier="be",
+            page_cache=1 << 30,
+            working_set=None,
+            protection=None,
+            limit="3072 MiB for be",
+            phase="held",
+            reclaim="1024 MiB of page cache, to go down to page_cache_low = 512 MiB; held: nothing was freed",
+            asked=256 << 20,
+            freed=128 << 20,
+            refaulted=1 << 20,
+            errors={"failed": 1},
+        ),
+        WorkloadMemory(
+            path="ls.slice",
+            workload="ls",
+            tier="ls",
+            page_cache=None,
+            working_set=2 << 30,
+            protection="keeps 2458 MiB from reclaim: 2048 MiB in use and a margin",
+            limit=None,
+            phase="off",
+            reclaim="no page_cache_high is set, and the host is not short of memory",
+            asked=0,
+            freed=0,
+            refaulted=0,
+            errors={},
+        ),
+    ),
 )
 NET = NetView(
     uplinks=(

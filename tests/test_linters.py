@@ -19,8 +19,8 @@ PURE_FILES = (
     "qosd/net/shaping.py",
     "qosd/ebpf/samples.py",
 )
-WORKERS = ("qosd/memory/reclaimer.py",)
-"""Write what their neighbours decide."""
+WORKERS = ("qosd/memory/__init__.py", "qosd/memory/reclaimer.py", "qosd/memory/metrics.py")
+"""Write, or serve, what their neighbours decide; or are empty beside them."""
 
 
 def run(*command: str) -> None:

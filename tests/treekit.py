@@ -43,6 +43,7 @@ CPU_FILES = {
     "cgroup.freeze": "0\n",
     "cgroup.events": "populated 1\nfrozen 0\n",
 }
+MEMORY_FILES = {"memory.high": "max\n", "memory.low": "0\n", "memory.min": "0\n"}
 IO_FILES = {
     "io.max": "\n",
     "io.latency": "\n",
@@ -289,6 +290,41 @@ def _cpuset_cpus(group: Path, text: str) -> str:
     return format_cpulist(cpus)
 
 
+def _memory_size(_group: Path, text: str) -> str:
+    """page_counter_memparse(): whole pages, or "max"."""
+    return text if text == "max" else str(_number(text) // 4096 * 4096)
+
+
+def _memory_reclaim(group: Path, text: str) -> str:
+    """memory_reclaim() of Linux 6.9: clean page cache, the inactive first; EAGAIN when that is too little."""
+    size, *keys = text.split()
+    if keys not in ([], ["swappiness=0"]):
+        raise _refuse(errno.EINVAL)
+    stat = memory_stat(group)
+    dirty = stat["file_dirty"]
+    wanted = left = _number(size)
+    for kind in ("inactive_file", "active_file"):
+        taken = min(max(stat[kind] - dirty, 0), left) // 4096 * 4096
+        stat[kind] -= taken
+        stat["file"] -= taken
+        stat["pgsteal"] += taken // 4096
+        left -= taken
+    write_memory_stat(group, stat)
+    if left >= 4096 and wanted > 0:
+        raise _refuse(errno.EAGAIN)
+    return ""
+
+
+def memory_stat(group: Path) -> dict[str, int]:
+    lines = (line.split() for line in text_of(group / "memory.stat").splitlines())
+    return {key: int(value) for key, value in lines}
+
+
+def write_memory_stat(group: Path, stat: Mapping[str, int]) -> None:
+    (group / "memory.stat").write_text("".join(f"{key} {value}\n" for key, value in stat.items()))
+    (group / "memory.current").write_text(f"{stat['anon'] + stat['file']}\n")
+
+
 def _lines(group: Path, file: str) -> dict[str, str]:
     """A file with a line for each device, as the kernel keeps it."""
     lines = (line.partition(" ") for line in text_of(group / file).splitlines())
@@ -343,6 +379,10 @@ _RULES: dict[str, Callable[[Path, str], str]] = {
     "cpu.weight": _cpu_weight,
     "cpu.idle": _cpu_idle,
     "cpuset.cpus": _cpuset_cpus,
+    "memory.high": _memory_size,
+    "memory.low": _memory_size,
+    "memory.min": _memory_size,
+    "memory.reclaim": _memory_reclaim,
     "cgroup.freeze": _freeze,
     "io.max": _io_max,
     "io.latency": _io_latency,
@@ -483,7 +523,9 @@ class Box:
         return {
             str(path.relative_to(self.root)): path.read_bytes()
             for path in sorted(self.root.rglob("*"))
-            if path.name in {**CPU_FILES, **IO_FILES} and path.name != "io.stat" and path.is_file()
+            if path.name in {**CPU_FILES, **IO_FILES, **MEMORY_FILES}
+            and path.name != "io.stat"
+            and path.is_file()
         }
 
     def close(self) -> None:

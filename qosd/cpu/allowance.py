@@ -10,9 +10,10 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.model import Snapshot, Tier, Workload
+from qosd.cpu import predict
+from qosd.model import Snapshot, Tier, Workload, printable
 from qosd.plan import Input, Reason
-from qosd.schema.cpu import CpuBandwidth
+from qosd.schema.cpu import CpuBandwidth, Estimate
 
 RULE = "cpu.allowance"
 
@@ -36,6 +37,7 @@ class State(msgspec.Struct, frozen=True, gc=False):
     history: tuple[Usage, ...] = ()
     cores: float | None = None
     unknown_ticks: int = 0
+    learned: predict.Learned = {}
 
 
 class Allowance(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +47,15 @@ class Allowance(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None
     reason: Reason
     squeeze: float = 1.0
-    """The part of it that interference leaves; `cores` has it in already."""
+    """The part of it that interference or an answered breach leaves; `cores` has it in already."""
+
+
+class Other(msgspec.Struct, frozen=True, gc=False):
+    """What LS and the system are taken to use."""
+
+    cores: float
+    words: str
+    inputs: tuple[Input, ...] = ()
 
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Allowance]:
@@ -53,20 +63,17 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     if usage is None:
         return _hold(config.cpu.bandwidth, state)
     bandwidth = config.cpu.bandwidth
-    since = now.monotonic_usec - bandwidth.mean
-    history = (*(past for past in state.history if past.monotonic_usec > since), usage)
-    mean = sum(past.other for past in history) / len(history)
-    wanted = usage.capacity * config.host.cpu_target_pct / 100 - max(usage.other, mean)
+    state, other = _estimate(config, prev, now, usage, state)
+    wanted = usage.capacity * config.host.cpu_target_pct / 100 - other.cores
     cores, clamp = _limit(wanted, usage.capacity, state.cores, bandwidth)
     reason = Reason(
         RULE,
         f"BE may use {cores:.2f} CPUs: {usage.capacity:.2f} x {config.host.cpu_target_pct:g} %"
-        f" - {max(usage.other, mean):.2f} used by LS and system"
-        + (f" = {wanted:.2f}, {clamp}" if clamp else ""),
+        f" - {other.cores:.2f} {other.words}" + (f" = {wanted:.2f}, {clamp}" if clamp else ""),
         (
             Input("ls", round(usage.ls, 3), "CPUs"),
             Input("system", round(usage.system, 3), "CPUs"),
-            Input("mean of ls + system", round(mean, 3), "CPUs"),
+            *other.inputs,
             Input("be", round(usage.be, 3), "CPUs"),
             Input("capacity", round(usage.capacity, 3), "CPUs"),
         ),
@@ -74,7 +81,55 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         margin=f"{wanted - cores:+.2f} CPUs to the formula's own result",
         clamp=clamp,
     )
-    return State(history, cores), Allowance(cores, usage, reason)
+    state = msgspec.structs.replace(state, cores=cores, unknown_ticks=0)
+    return state, Allowance(cores, usage, reason)
+
+
+def _estimate(
+    config: Config, prev: Snapshot | None, now: Snapshot, usage: Usage, state: State
+) -> tuple[State, Other]:
+    """LS's and the system's use, by the last tick and whatever else the configuration wants asked."""
+    bandwidth = config.cpu.bandwidth
+    used = "used by LS and system"
+    match bandwidth.estimate:
+        case Estimate.LAST:
+            return msgspec.structs.replace(state, history=(usage,), learned={}), Other(usage.other, used)
+        case Estimate.MEAN:
+            since = now.monotonic_usec - bandwidth.mean
+            history = (*(past for past in state.history if past.monotonic_usec > since), usage)
+            mean = sum(past.other for past in history) / len(history)
+            inputs = (Input("mean of ls + system", round(mean, 3), "CPUs"),)
+            kept = msgspec.structs.replace(state, history=history, learned={})
+            return kept, Other(max(usage.other, mean), used, inputs)
+        case Estimate.PREDICTED:
+            return _predict(config, prev, now, usage, state)
+
+
+def _predict(
+    config: Config, prev: Snapshot | None, now: Snapshot, usage: Usage, state: State
+) -> tuple[State, Other]:
+    settings = config.prediction
+    elapsed = now.monotonic_usec - prev.monotonic_usec if prev is not None else 0
+    uses = {predict.SYSTEM: usage.system}
+    for workload in now.tier(Tier.LS):
+        before = prev.workload(workload.id) if prev is not None else None
+        uses[printable(workload.path)] = workload_cores(before, workload, elapsed, now.host.nr_cpus) or 0.0
+    learned = predict.learn(settings, uses, elapsed / 1e6, now.monotonic_usec, state.learned)
+    expected = predict.expect(settings, uses, now.monotonic_usec, learned)
+    words = f"expected of LS and system (p{settings.percentile:g} + {settings.margin_pct:g} %)"
+    if expected.cold:
+        words += (
+            f", the last tick for {len(expected.cold)} of {len(uses)} that are cold:"
+            f" {expected.known_sec:.0f} of {settings.cold / 1e6:.0f} s learned"
+        )
+    inputs = (
+        Input("expected ls + system", round(expected.cores, 3), "CPUs"),
+        Input("cold", len(expected.cold), "workloads"),
+    )
+    kept = msgspec.structs.replace(state, history=(usage,), learned=learned)
+    if usage.other >= expected.cores:
+        return kept, Other(usage.other, f"used by LS and system, not less than what is {words}", inputs)
+    return kept, Other(expected.cores, words, inputs)
 
 
 def squeezed(config: Config, allowance: Allowance, factor: float) -> Allowance:
@@ -98,7 +153,8 @@ def _hold(bandwidth: CpuBandwidth, state: State) -> tuple[State, Allowance]:
     unknown_ticks = state.unknown_ticks + 1
     if state.cores is None or unknown_ticks > bandwidth.release_ticks:
         text = "CPU use is unknown; BE is not limited"
-        return State(unknown_ticks=unknown_ticks), Allowance(None, None, Reason(RULE, text))
+        lost = msgspec.structs.replace(state, history=(), cores=None, unknown_ticks=unknown_ticks)
+        return lost, Allowance(None, None, Reason(RULE, text))
     text = f"CPU use is unknown for {unknown_ticks} ticks; the allowance of {state.cores:.2f} CPUs is held"
     held = msgspec.structs.replace(state, unknown_ticks=unknown_ticks)
     usage = state.history[-1] if state.history else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import groupby
 
 import msgspec
 
@@ -12,9 +11,10 @@ from qosd.config import Config
 from qosd.cpu.allowance import Allowance, workload_cores
 from qosd.cpu.bound import has_target, is_limited
 from qosd.cpu.pools import Budget
-from qosd.cpu.share import Claim, divide, sharing
+from qosd.cpu.share import divide, sharing
 from qosd.model import CgroupId, CpuMax, CpuMaxBurst, Snapshot, Tier, Workload
 from qosd.plan import Desired, Reason
+from qosd.split import Claim, split
 
 RULE = "cpu.bandwidth"
 _MIN_QUOTA_USEC = 1000  # min_cfs_quota_period in kernel/sched/core.c
@@ -51,38 +51,6 @@ def decide(
     pool_of = {cgroup_id: budget for budget in budgets for cgroup_id in budget.ids}
     desired = tuple(_desired(config, limited, shares, allowance, pool_of))
     return State(shares, {claim.id: claim.demand for claim in claims}), desired
-
-
-def split(total: float, claims: list[Claim]) -> dict[CgroupId, float]:
-    """Max-min fair shares of `total`: priority 0 first, and what nobody asked for to all alike.
-
-    Every claim gets a little before any gets much, so that the lowest priority is squeezed, not starved.
-    """
-    if not claims:
-        return {}
-    least = total / 10 / len(claims)
-    shares = {claim.id: min(least, claim.cap) for claim in claims}
-    left = total - sum(shares.values())
-    for _, group in groupby(sorted(claims, key=lambda claim: claim.priority), lambda claim: claim.priority):
-        left = _fill(shares, list(group), left)
-    return _spread(shares, claims, left)
-
-
-def _fill(shares: dict[CgroupId, float], group: list[Claim], left: float) -> float:
-    """Raise the group's shares together until demand, cap or `left` is met; what is left over."""
-    needs = sorted((max(min(claim.demand, claim.cap) - shares[claim.id], 0.0), claim.id) for claim in group)
-    for position, (need, cgroup_id) in enumerate(needs):
-        given = min(left / (len(needs) - position), need)
-        shares[cgroup_id] += given
-        left -= given
-    return left
-
-
-def _spread(shares: dict[CgroupId, float], claims: list[Claim], left: float) -> dict[CgroupId, float]:
-    """What nobody asked for is there for whoever asks next."""
-    rest = [msgspec.structs.replace(claim, demand=claim.cap) for claim in claims]
-    _fill(shares, rest, left)
-    return shares
 
 
 def settle(

@@ -12,16 +12,7 @@ from qosd.cpu.bound import has_target
 from qosd.cpu.pools import Budget
 from qosd.cpu.target import room, target_pct
 from qosd.model import CgroupId, Snapshot, Workload
-
-
-class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What one workload could use, in CPUs; `demand` is infinite for one that its limit holds back."""
-
-    id: CgroupId
-    priority: int
-    demand: float
-    cap: float
-
+from qosd.split import Claim
 
 Split = Callable[[float, list[Claim]], dict[CgroupId, float]]
 

@@ -10,12 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qosd.ctl import client, cpu, decisions, network, screen
+from qosd.ctl import client, cpu, decisions, memory, network, screen
 from qosd.ctl.cgroups import exists, resolve
 from qosd.ctl.exits import NO, Failure
 from qosd.ctl.options import print_json
 from qosd.ctl.status import MODES, STATES
 from qosd.files import interface_file
+from qosd.memory.decide import WorkloadMemory
 from qosd.net.status import EgressStatus, UplinkView, bit_rate
 from qosd.plan import Input, Reason
 from qosd.procfs import cgroup2_mount
@@ -52,6 +53,7 @@ class Explanation(msgspec.Struct, frozen=True):
     """What it sends, where uplinks are shaped."""
     cpu: tuple[str, ...] = ()
     """Its pool and its burst budget, as sentences."""
+    memory: WorkloadMemory | None = None
 
 
 class UplinkExplanation(msgspec.Struct, frozen=True):
@@ -100,6 +102,7 @@ def explain(
         if status.net is not None
         else None,
         cpu.sentences(status.cpu, path),
+        memory.find(status.memory, path),
     )
 
 
@@ -122,6 +125,8 @@ def render(explained: Explanation, now: float) -> Group:
         parts.append(Text(f"qosd is {MODES.get(explained.mode, (explained.mode, ''))[0]}", "yellow"))
     if explained.egress is not None:
         parts.append(Text(f"It sends {network.sentence(explained.egress)}."))
+    if explained.memory is not None:
+        parts += memory.sentences(explained.memory)
     parts += [Text(sentence) for sentence in explained.cpu]
     for setting in explained.settings:
         parts += [Text(), *_setting(setting, explained, now)]

@@ -156,7 +156,10 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
 @as_json
 @use
 def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
-    """Write what the daemon sees each tick to a new FILE, one JSON snapshot a line, for `qosctl replay`."""
+    """Write what the daemon sees at every tick to a new FILE, one JSON snapshot a line, for `qosctl replay`.
+
+    A name that ends in .gz is compressed. Ctrl-C ends it early, and the file is whole.
+    """
     from qosd.ctl import trace  # noqa: PLC0415 - the governors
 
     trace.record(options.socket, file, whole_duration(duration), json=json)
@@ -165,12 +168,37 @@ def record(options: Options, file: str, duration: str, json: bool) -> None:  # n
 @cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
+@click.option(
+    "--against", metavar="CONFIG", help="Compare with this one: writes, allowance, what is held back."
+)
 @as_json
-def replay(file: str, config: str, json: bool) -> None:  # noqa: FBT001 - as above
-    """What qosd would have written on a recorded FILE under another configuration; needs no daemon."""
+def replay(file: str, config: str, against: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """What qosd would have written on a recorded FILE under another configuration; needs no daemon.
+
+    It is told what was seen then; how the workloads would have answered to other limits nobody knows.
+    """
     from qosd.ctl import trace  # noqa: PLC0415 - the governors
 
-    trace.replay_file(file, config, json=json)
+    trace.replay_file(file, config, against, json=json)
+
+
+@cli.command()
+@click.argument("scenario", required=False)
+@click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
+@click.option("--for", "duration", metavar="DURATION", help="How long, of the simulated time.")
+@as_json
+def simulate(scenario: str | None, config: str, duration: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+    """The governors against a model of a host under a load: hours in seconds, nothing is touched.
+
+    SCENARIO is one of those that it lists without one. The model: CPUs are one fluid without caches, SMT or
+    wake-up cost; LS is an open loop of Poisson arrivals in one queue; LS runs before BE by weight; BE is hogs
+    that take all they may; limits hold at once and exactly. So the LS delay is a lower bound, and what comes
+    from placing tasks on CPUs (docs/cpu.md) is not in it.
+    """
+    from qosd.ctl import simulation  # noqa: PLC0415 - the governors
+
+    usec = None if duration is None else whole_duration(duration)
+    simulation.show(scenario, config, usec, json=json)
 
 
 for _command in (feed.feed, policy.policy, steer.reload, steer.pause, steer.resume, steer.restore, run.run):

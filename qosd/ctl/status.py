@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from qosd.ctl import client, cpu, network, probes, screen, signals, verdicts
+from qosd.ctl import client, cpu, memory, network, probes, reflex, screen, signals, verdicts
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -60,6 +60,8 @@ def render(status: Status, now: float, width: int) -> Group:
         parts += [Text(), signals.table(status.feeds, max(now - status.time, 0.0))]
     if status.net is not None:
         parts += [Text(), *network.section(status.net)]
+    if status.memory is not None and (lines := list(memory.section(status.memory))):
+        parts += [Text(), *lines]
     if status.refused:
         parts += [Text(), _refused(status)]
     return Group(*parts)
@@ -73,6 +75,8 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
     if be is not None and be.reason is not None:
         sentence, colon, formula = be.reason.text.partition(": ")
         grid.add_row("Allowed", Text.assemble((sentence, "bold blue"), f"{colon}{formula}"))
+    if status.reflex is not None:
+        grid.add_row("Breaches", reflex.line(status.reflex, status.interval_ms))
     grid.add_row("Sensors", _sensors(status, now))
     if status.ebpf is not None:
         grid.add_row("Probes", probes.detection(status.ebpf))

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from qosd.ctl import client, decisions
 from qosd.ctl.exits import UNREACHABLE, Failure
-from qosd.ctl.topview import Answers, Moment, View, footer, line, moment, render
+from qosd.ctl.topview import Moment, View, footer, line, moment, render
 from qosd.status import Status
 
 _HISTORY = 300
@@ -27,10 +27,6 @@ _RECORDS = 50
 _LATE_SECONDS = 0.05  # a tick is on show a little after its time
 _AGAIN_SECONDS = 0.25
 _QUIT = frozenset("qQ\x03\x04")
-
-
-class _Document(msgspec.Struct):
-    interference: Answers | None = None
 
 
 def ticks(socket: str, wait: Callable[[float], bool]) -> Iterator[bytes]:
@@ -90,8 +86,7 @@ def _watch(socket: str, count: int | None) -> None:
                 for answer in ticks(socket, _pressed):
                     status = msgspec.json.decode(answer, type=Status)
                     history.append(moment(status))
-                    answers = msgspec.json.decode(answer, type=_Document).interference
-                    view = View(status, decisions.fetch(socket, _RECORDS), tuple(history), answers)
+                    view = View(status, decisions.fetch(socket, _RECORDS), tuple(history))
                     live.update(render(view, time.time(), console.width, console.height), refresh=True)
                     seen += 1
                     if seen == count:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -22,26 +21,6 @@ _WORKLOADS, _SIGNALS, _VERDICTS = 8, 4, 2
 _DECISIONS_FROM = 3  # rows that a list of decisions needs to be worth its heading
 
 
-class _Rung(msgspec.Struct):
-    kind: str
-    rung: str
-
-
-class _Verdict(msgspec.Struct):
-    text: str
-
-
-class _Record(msgspec.Struct):
-    verdict: _Verdict
-
-
-class Answers(msgspec.Struct):
-    """What is done about interference, as far as it is shown here."""
-
-    rungs: tuple[_Rung, ...] = ()
-    verdicts: tuple[_Record, ...] = ()
-
-
 class Moment(NamedTuple):
     """What is drawn over time."""
 
@@ -55,7 +34,6 @@ class View(NamedTuple):
     status: Status
     records: tuple[DecisionRecord, ...]
     history: tuple[Moment, ...]
-    answers: Answers | None = None
 
 
 def moment(status: Status) -> Moment:
@@ -193,13 +171,13 @@ def _interference(view: View) -> list[RenderableType]:
     if known := [each for each in waits if each.p99_usec is not None]:
         words = (f"{each.workload} {each.p99_usec:.0f} us{' !' if each.breach else ''}" for each in known)
         lines.append(_labelled("Run queue p99", "  ".join(words)))
-    if view.answers is not None:
-        rungs = "  ".join(f"{each.kind} {each.rung}" for each in view.answers.rungs)
+    if view.status.interference is not None:
+        rungs = "  ".join(f"{each.kind} {each.rung}" for each in view.status.interference.rungs)
         if rungs:
             lines.append(_labelled("Rungs", rungs))
         lines += [
             _labelled("Verdict", record.verdict.text, "bold yellow")
-            for record in view.answers.verdicts[:_VERDICTS]
+            for record in view.status.interference.verdicts[:_VERDICTS]
         ]
     return [Text(), *lines] if lines else []
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import time
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
 
 import click
 import msgspec
 
+from qosd.compare import Difference, compare
 from qosd.configfile import read_config
 from qosd.ctl import client, exits
 from qosd.ctl.options import print_json
@@ -14,43 +19,86 @@ from qosd.errors import ConfigError, QosdError
 from qosd.model import Snapshot
 from qosd.replay import Step, load, replay
 
+_ASK_SECONDS = 1.0  # the daemon keeps the last 128 ticks: 12 s at the shortest interval
+
+
+class Seen(NamedTuple):
+    ticks: int = 0
+    last: int = 0
+    missed: int = 0
+
 
 def record(socket: str, file: str, duration_usec: int, *, json: bool) -> None:
-    """Follow the daemon for a while. An existing file is not overwritten."""
+    """Follow the daemon for a while, or until Ctrl-C. An existing file is not overwritten."""
     end = time.monotonic() + duration_usec / 1e6
-    seen = 0
+    seen = Seen()
+    with _create(file) as trace:
+        try:
+            for snapshots in _followed(socket, end):
+                for snapshot in snapshots:
+                    trace.write(msgspec.json.encode(snapshot) + b"\n")
+                    gap = snapshot.tick - seen.last - 1 if seen.ticks else 0
+                    seen = Seen(seen.ticks + 1, snapshot.tick, seen.missed + max(gap, 0))
+                trace.flush()  # of a .gz too: what was written so far can be read whatever happens next
+        except KeyboardInterrupt:
+            pass  # the usual way to end it early; what is in the file is whole
+    if json:
+        print_json(msgspec.json.encode({"file": file, **seen._asdict()}))
+        return
+    lost = f", {seen.missed} missed" if seen.missed else ""
+    click.echo(f"{file}: {seen.ticks} ticks up to {seen.last}{lost}")
+
+
+def _create(file: str) -> IO[bytes] | gzip.GzipFile:
     try:
-        trace = open(file, "xb")  # noqa: SIM115 - closed below; only the opening is the operator's to mend
+        return gzip.open(file, "xb") if file.endswith(".gz") else open(file, "xb")
     except OSError as error:
         raise exits.Failure(f"{file}: {error.strerror}", exits.NO) from None
-    with trace:
-        while time.monotonic() < end:
-            snapshot = client.ask_for(socket, "snapshot", Snapshot)
-            if snapshot.tick != seen:
-                trace.write(msgspec.json.encode(snapshot) + b"\n")
-                trace.flush()
-                seen = snapshot.tick
-            time.sleep(0.2)  # the shortest interval is 100 ms; a trace of every second or third is one too
-    if json:
-        print_json(msgspec.json.encode({"file": file, "last_tick": seen}))
-    else:
-        click.echo(f"{file}: up to tick {seen}")
 
 
-def replay_file(file: str, config: str, *, json: bool) -> None:
+def _followed(socket: str, end: float) -> Iterator[list[Snapshot]]:
+    """Every snapshot from the current one on, in batches, until the end."""
+    last = 0
+    while True:
+        snapshots = client.ask_for(socket, "snapshots", list[Snapshot], after=last)
+        if last == 0:
+            snapshots = snapshots[-1:]
+        if snapshots:
+            last = snapshots[-1].tick
+        yield snapshots
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(_ASK_SECONDS, left))
+
+
+def replay_file(file: str, config: str, against: str | None, *, json: bool) -> None:
     try:
-        chosen = read_config(config)
-        with open(file, "rb") as trace:
-            steps = tuple(replay(chosen, load(trace)))
+        steps = _steps(file, config)
+        difference = None if against is None else compare(_steps(file, against), steps)
     except ConfigError as error:
         raise exits.Failure(str(error), exits.REFUSED_CONFIG) from None
-    except QosdError as error:
+    except (OSError, QosdError) as error:
         raise exits.Failure(f"{file}: {error}", exits.NO) from None
     if json:
-        print_json(msgspec.json.encode(steps))
+        print_json(msgspec.json.encode(steps if difference is None else difference))
         return
-    for line in lines(steps):
+    for line in lines(steps) if difference is None else told(difference):
         click.echo(line)
+
+
+def _steps(file: str, config: str) -> tuple[Step, ...]:
+    chosen = read_config(config)
+    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as trace:
+        return tuple(replay(chosen, load(_whole_lines(trace))))
+
+
+def _whole_lines(trace: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """A recorder that was killed leaves a .gz without its end: what came before is good."""
+    try:
+        yield from trace
+    except (EOFError, zlib.error):
+        return
 
 
 def lines(steps: tuple[Step, ...]) -> list[str]:
@@ -66,3 +114,24 @@ def lines(steps: tuple[Step, ...]) -> list[str]:
     mean = f"{sum(known) / len(known):.2f} CPUs" if known else "unknown"
     writes = sum(len(step.writes) for step in steps)
     return [*out, f"{len(steps)} ticks, {writes} writes, mean BE allowance {mean}"]
+
+
+def told(difference: Difference) -> list[str]:
+    """The two configurations side by side: what they would have written, allowed and held back."""
+    before, after = difference.before, difference.after
+    rows = [("", "now", "then"), ("ticks", f"{before.ticks}", f"{after.ticks}")]
+    rows += [
+        (f"writes of {file}", f"{before.writes.get(file, 0)}", f"{after.writes.get(file, 0)}")
+        for file in sorted(before.writes.keys() | after.writes.keys())
+    ]
+    rows.append(("mean BE allowance, CPUs", _cores(before.mean_allowance), _cores(after.mean_allowance)))
+    for path in sorted(before.held_back.keys() | after.held_back.keys()):
+        was, would = before.held_back.get(path, 0.0), after.held_back.get(path, 0.0)
+        rows.append((f"CPU s held back of {path}", f"{was:.1f}", f"{would:.1f}"))
+    out = [f"{name:<40} {one:>12} {other:>12}" for name, one, other in rows]
+    first = difference.first_tick
+    return [*out, "the same at every tick" if first is None else f"they first differ at tick {first}"]
+
+
+def _cores(cores: float | None) -> str:
+    return "unlimited" if cores is None else f"{cores:.2f}"

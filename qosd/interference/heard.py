@@ -47,9 +47,13 @@ def culprits(probed: Probed | None) -> tuple[tuple[CgroupId, float], ...]:
 
 
 def _fed(now: Snapshot) -> Iterator[Signal]:
-    """A value with an objective. The operator chose it, so it needs no baseline."""
+    """A value with an objective. The operator chose it, so it needs no baseline.
+
+    Only news: one reading that stands for ten ticks must not count as ten in a row. Between two of them
+    nothing is heard, which the ladders hold through.
+    """
     for feed in now.feeds:
-        if feed.value is None or feed.slo is None:
+        if feed.value is None or feed.slo is None or not feed.news:
             continue
         for workload in now.tier(Tier.LS):
             if workload.name == feed.workload:

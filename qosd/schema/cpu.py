@@ -20,6 +20,12 @@ class Enforce(enum.StrEnum):
     NONE = "none"
 
 
+class Estimate(enum.StrEnum):
+    LAST = "last"
+    MEAN = "mean"
+    PREDICTED = "predicted"
+
+
 class IdlePolicy(enum.StrEnum):
     SLICE = "slice"
     ALWAYS = "always"
@@ -35,7 +41,8 @@ class CpuWeights(Section, frozen=True):
 class CpuBandwidth(Section, frozen=True):
     enforce: Enforce = Enforce.NONE
     period: Duration = Duration(10_000)
-    mean: Duration = Duration(0)
+    estimate: Estimate = Estimate.LAST
+    mean: Duration = Duration(5_000_000)
     up_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
     deadband_up_pct: Percent = 10.0
     deadband_down_pct: Percent = 5.0
@@ -70,7 +77,7 @@ def check(cpu: Cpu) -> str | None:
     # Kernel limits: cpu.max takes periods of 1 ms to 1 s and quotas from 1 ms (kernel/sched/core.c).
     return (
         within("cpu.bandwidth.period", bandwidth.period, 1_000, 1_000_000, "1ms to 1s")
-        or within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s (the last tick alone) to 10min")
+        or within("cpu.bandwidth.mean", bandwidth.mean, 0, 600_000_000, "0s to 10min")
         or _check_cpuset(cpu)
         or check_burst(cpu.burst)
         or check_pools(cpu.pools)

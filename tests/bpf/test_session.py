@@ -84,13 +84,13 @@ def test_a_long_wait_of_ls_for_be_wakes_the_loop_and_is_counted_as_bes(cgroup: C
         poll.register(fd, select.EPOLLIN)
         contend(ls, be)
         assert [each for each, _ in poll.poll(1)] == [fd]
-        heard = probes.hear()
+        waits = probes.events()
     finally:
         poll.close()
         probes.close()
     assert probes.breaches["be"] > 0
-    assert {each.victim for each in heard} == {ls.id}
-    assert all(each.value > each.threshold == 1000 for each in heard)
+    assert {wait.victim for wait in waits} == {ls.id}
+    assert all(wait.wait_usec > wait.threshold_usec == 1000 for wait in waits)
 
 
 def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(

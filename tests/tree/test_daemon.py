@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
 import signal
 from pathlib import Path
 
 import pytest
-from treekit import Box, text_of
+from treekit import Box, cgroup_id, text_of
 
 from qosd import engine as engine_module
 from qosd import journal as journal_module
 from qosd.daemon import Daemon, Paths, changed_keys
 from qosd.errors import ConfigError
 from qosd.journal import FILE, read_boot_id
+from qosd.trigger import Armed
 
 CONFIG = (
     'interval = "1s"\n[metrics]\nlisten = ""\n[control]\ngroup = "no-such-group"\n'
@@ -204,6 +207,70 @@ def test_changed_keys_name_every_leaf_that_differs() -> None:
     assert sorted(changed_keys(before, after)) == ["b.c: 2 -> 3", "b.d: [1] -> [2]"]
 
 
+class Reported:
+    """A trigger's fd as the loop sees it, without a kernel behind it."""
+
+    def __init__(self, host: Host) -> None:
+        self.fd = os.open(host.root / "ls.slice/cpu.pressure", os.O_RDONLY)
+        victim = cgroup_id(host.root / "ls.slice")
+        triggers = host.engine.reflex.triggers
+        triggers._armed[self.fd] = Armed(victim, "ls.slice", self.fd, 50_000, 100_000)
+        host.sys.fds.add(self.fd)
+
+
+REACTING = CONFIG.replace('enforce = "max"', 'enforce = "none"') + "[fast]\ncut_idle = true\n"
+
+
+def test_an_event_of_a_trigger_cuts_be_and_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path, REACTING)
+    host.daemon_ticks(be=3.0)
+    trigger = Reported(host)
+    host.pass_time(0.05, be=3.0)
+
+    with caplog.at_level(logging.INFO):
+        host.daemon._on_kernel(trigger.fd, select.EPOLLPRI)
+
+    assert text_of(host.root / "be.slice/cpu.max") == "15000 10000"
+    assert "cpu.pressure some" in caplog.text
+    host.close()
+
+
+def test_the_end_of_a_triggers_cgroup_closes_it_and_cuts_nothing(tmp_path: Path) -> None:
+    host = Host(tmp_path, REACTING)
+    host.daemon_ticks(be=3.0)
+    trigger = Reported(host)
+
+    host.daemon._on_kernel(trigger.fd, select.EPOLLPRI | select.EPOLLERR)
+
+    assert not host.engine.reflex.triggers.owns(trigger.fd)
+    assert trigger.fd not in host.sys.fds
+    assert host.engine.reflex.reactions == {}
+    host.daemon._on_kernel(trigger.fd, select.EPOLLERR)  # one that is left in the same batch is nobody's
+    host.close()
+
+
+def test_a_reaction_that_fails_gives_everything_back_and_only_observes_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(tmp_path, REACTING)
+    before = host.contents()
+    host.daemon_ticks(be=3.0)
+    trigger = Reported(host)
+
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine_module.governors, "react", broken)
+    host.daemon._on_kernel(trigger.fd, select.EPOLLPRI)
+
+    assert host.engine.mode == "failed"
+    assert host.contents() == before
+    assert "reaction failed" in caplog.text
+    host.close()
+
+
 SIGNAL = '[[signal]]\nname = "p99"\nworkload = "ls"\nslo = 20.0\n'
 
 
@@ -227,6 +294,7 @@ def test_a_fed_value_is_in_the_next_status_and_survives_a_reload(tmp_path: Path)
             "age_usec": 1_000_000,
             "slo": 20.0,
             "error": None,
+            "news": True,
         }
     ]
     host.config.write_text(CONFIG.replace("1s", "2s") + SIGNAL)

@@ -90,6 +90,21 @@ RANGES = [
     ("cpu.bandwidth.deadband_down_pct", ["0", "100"], ["-0.1", "100.5"]),
     ("cpu.bandwidth.floor_pct", ["1", "100"], ["0", "0.9", "101"]),
     ("cpu.bandwidth.release_ticks", ["2", "1000"], ["1", "0", "-3"]),
+    ("prediction.half_life", ['"2min"', '"168h"'], ['"9s"', '"169h"']),
+    ("prediction.percentile", ["0.1", "100"], ["0", "101"]),
+    ("prediction.margin_pct", ["0", "200"], ["-1", "201"]),
+    ("prediction.cold", ['"0s"', '"10min"'], ['"11min"']),
+    ("prediction.checkpoint", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
+    ("fast.max_triggers", ["0", "1024"], ["-1", "1025"]),
+    ("fast.window", ['"10ms"', '"10s"'], ['"9ms"', '"11s"']),
+    ("fast.threshold_pct", ["0.1", "100"], ["0", "101"]),
+    ("fast.self_throttled", ['"0s"', '"10s"'], ['"11s"']),
+    ("fast.be_ran_pct", ["0", "100"], ["-1", "101"]),
+    ("fast.keep_pct", ["1", "95"], ["0", "96"]),
+    ("fast.dwell", ['"0s"', '"1min"'], ['"61s"']),
+    ("fast.hold", ['"0s"', '"10s"'], ['"11min"']),
+    ("fast.hold_max", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
+    ("fast.up_pct", ["0.1", "1000"], ["0", "1001"]),
     ("cpu.cpuset.dwell", ['"0s"', '"1h"'], ['"2h"']),
     ("cpu.cpuset.move_dwell", ['"0s"', '"1h"'], ['"2h"']),
     ("cpu.cpuset.move_gain_pct", ["0", "100"], ["-1", "101"]),
@@ -115,6 +130,35 @@ RANGES = [
     ("io.limits.floor", ['"64KiB"', '"1TiB"'], ['"63KiB"', '"2TiB"']),
     ("io.limits.floor_iops", ["10", "1000000"], ["9", "1000001"]),
     ("io.limits.release_ticks", ["2", "1000"], ["1", "0"]),
+    ("host.memory_target_pct", ["0.1", "100"], ["0", "100.1"]),
+    ("memory.stat_interval", ['"1s"', '"1min"'], ['"999ms"', '"61s"']),
+    ("memory.release_ticks", ["2", "1000"], ["1"]),
+    ("memory.protection.margin_pct", ["0", "100"], ["-1", "101"]),
+    ("memory.protection.half_life", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
+    ("memory.protection.max_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.protection.deadband_pct", ["0", "50"], ["-1", "51"]),
+    ("memory.limits.floor_pct", ["1", "100"], ["0.9", "101"]),
+    ("memory.limits.down_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.limits.up_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.limits.deadband_pct", ["0", "20"], ["-1", "21"]),
+    ("memory.limits.stall_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.limits.lift_after", ['"2s"', '"10s"'], ['"1s"', '"11s"']),
+    ("memory.limits.lift_after_swap", ['"2s"', '"10min"'], ['"1s"', '"11min"']),
+    ("memory.limits.lift_hold", ['"1s"', '"1h"'], ['"0s"', '"2h"']),
+    ("memory.reclaim.chunk", ['"1MiB"', '"128MiB"'], ['"512KiB"', '"257MiB"', '"1"']),
+    ("memory.reclaim.rate", ['"16MiB"', '"1TiB"'], ['"15MiB"', '"2TiB"']),
+    ("memory.reclaim.slice", ['"10ms"', '"5s"'], ['"9ms"', '"6s"']),
+    ("memory.reclaim.deadline", ['"1s"', '"10min"'], ['"999ms"', '"11min"']),
+    ("memory.reclaim.available_low_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.reclaim.free_low_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.reclaim.refault_pct", ["0", "100"], ["-1", "101"]),
+    ("memory.reclaim.io_pressure_pct", ["0", "100"], ["-1", "101"]),
+    ("memory.reclaim.ls_pressure_pct", ["0", "100"], ["-1", "101"]),
+    ("memory.reclaim.watch", ['"1s"', '"1h"'], ['"0s"', '"2h"']),
+    ("memory.reclaim.hold", ['"1s"', '"10min"'], ['"0s"', '"2h"']),
+    ("memory.reclaim.hold_max", ['"30s"', '"24h"'], ['"29s"', '"25h"']),
+    ("memory.trouble.available_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.trouble.ls_full_pct", ["0.1", "100"], ["0", "101"]),
     ("ownership.contested_after", ["1", "100"], ["0", "-1"]),
     ("sense.fd_budget", ["64", "100000"], ["63", "100001"]),
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
@@ -204,7 +248,7 @@ def test_a_value_outside_its_range_is_refused_by_the_keys_path(key: str, value: 
 
 WRONG_TYPES = {"int": "3", "str": '"x"', "float": "1.5", "bool": "true", "list": "[1]", "table": "{a = 1}"}
 KEYS = leaf_keys(DEFAULTS)
-SWITCHES = {"io.limits.enforce"}
+SWITCHES = {"io.limits.enforce", "fast.cut_idle", "fast.probe_waits"}
 NUMBERS = {
     key
     for key, _, _ in RANGES
@@ -586,3 +630,27 @@ def shipped_copy(directory: Path) -> Path:
     path.write_bytes(SHIPPED.read_bytes())
     path.chmod(0o644)
     return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "[memory.reclaim]\navailable_high_pct = 10",
+            "memory.reclaim.available_high_pct: means nothing without",
+        ),
+        (
+            "[memory.reclaim]\nfree_low_pct = 10\nfree_high_pct = 5",
+            "memory.reclaim.free_high_pct: must not be",
+        ),
+        ("{rule}page_cache_low = '1GiB'", "workload[0].page_cache_low: means nothing without"),
+        (
+            "{rule}page_cache_high = '1GiB'\npage_cache_low = '2GiB'",
+            "workload[0].page_cache_low: must not be above",
+        ),
+    ],
+)
+def test_watermarks_that_contradict_each_other_are_refused(text: str, words: str) -> None:
+    rule = "[[workload]]\nname = 'be'\ntier = 'be'\nmatch = ['be.slice']\n"
+
+    assert refusal(text.format(rule=rule)).startswith(words)

@@ -4,11 +4,12 @@ import io
 
 import msgspec
 import pytest
-from ctl_daemon import NET, NOW, canned
+from ctl_daemon import MEMORY, NET, NOW, canned
 from rich.console import Console
 
 from qosd.ctl import screen
 from qosd.ctl.status import render
+from qosd.reflex import ReflexStatus
 from qosd.status import Status, TierStatus
 
 SCREEN = """\
@@ -62,6 +63,30 @@ batch     150 Mbit/s  200 Mbit/s  9 MiB  a001:30  be.slice
 def test_uplinks_have_a_section_with_what_is_refused_and_what_does_not_work() -> None:
     assert NETWORK in shown(canned(net=NET))
     assert "UPLINK" not in shown(canned())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "Breaches the kernel reports ls.slice waiting 50 ms in 100 ms; psi cut 2; psi dwell 1"),
+        ({"squeeze": 0.25}, "BE is squeezed to 25% of its allowance"),
+        ({"why_not": {"b.service": "no cpu.pressure"}}, "50 ms in 100 ms, not b.service: no cpu.pressure"),
+        (
+            {"detection": "poll", "armed": {}, "why_not": {"": "fast.max_triggers = 0"}, "reactions": {}},
+            "only looked for at each tick, every 1 s (fast.max_triggers = 0)",
+        ),
+        ({"armed": {"a.slice": "1 ms in 10 ms", "b.slice": "1 ms in 10 ms"}}, "1 ms in 10 ms and 1 more"),
+    ],
+)
+def test_how_breaches_are_found_and_what_came_of_them_is_one_row(
+    changes: dict[str, object], says: str
+) -> None:
+    reflex = ReflexStatus(
+        "trigger", {"ls.slice": "50 ms in 100 ms"}, {}, 1.0, {"psi": {"cut": 2, "dwell": 1}}
+    )
+
+    assert says in " ".join(shown(canned(reflex=msgspec.structs.replace(reflex, **changes))).split())
+    assert "Breaches" not in shown(canned())
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 132, 200])
@@ -132,3 +157,12 @@ def test_durations_read_at_a_glance(seconds: float, words: str) -> None:
 def test_a_long_path_keeps_its_end_where_siblings_differ() -> None:
     assert screen.tail("a" * 50 + "/job7.scope", 20) == "..." + "a" * 6 + "/job7.scope"
     assert screen.tail("be.slice", 5) == "be.slice"
+
+
+def test_the_screen_shows_what_is_done_about_memory_and_what_stands_in_the_way() -> None:
+    text = shown(canned(memory=MEMORY))
+
+    assert "LS waited 12 % of the last tick for memory" in text
+    assert "held" in text
+    assert "128 MiB" in text or "128M" in text
+    assert text.count("ls.slice") == shown(canned()).count("ls.slice"), "nothing is done about it: no row"

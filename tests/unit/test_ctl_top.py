@@ -14,12 +14,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
-from ctl_daemon import NOW, answers, canned, daemon, records
+from ctl_daemon import NOW, VERDICTS, answers, canned, daemon, records
 from rich.console import Console
 
 from qosd.ctl import top, topview
 from qosd.ctl.main import cli
 from qosd.ebpf.status import Latency, ProbesView
+from qosd.interference.view import InterferenceView, RungView
 from qosd.model import Feed
 
 FEEDS = (
@@ -75,14 +76,14 @@ def test_run_queue_waits_rungs_and_verdicts_are_shown_where_there_are_any() -> N
         Latency("be.slice", "batch", "be", "runq", 900, 40.0, 9999.0),
         Latency("ls.slice", "web", "ls", "blkio", 9, 40.0, 7777.0),
     )
-    status = canned(ebpf=ProbesView("libbpf", None, (), waits))
-    text = b'{"rungs": [{"kind": "cpu", "rung": "quota"}], "verdicts": [{"verdict": {"text": "web waits"}}]}'
-    view = topview.View(status, records(), (), msgspec.json.decode(text, type=topview.Answers))
+    answered = InterferenceView("throttle", (RungView("cpu", "squeeze", 3.0, 0.7, held=False),), VERDICTS)
+    status = canned(ebpf=ProbesView("libbpf", None, (), waits), interference=answered)
+    view = topview.View(status, records(), ())
 
     lines = printed(view, 80, 24)
     assert "Run queue p99   web 1235 us !" in lines
-    assert "Rungs           cpu quota" in lines
-    assert "Verdict         web waits" in lines
+    assert "Rungs           cpu squeeze" in lines
+    assert any(line.startswith(f"Verdict         {VERDICTS[0].verdict.text[:40]}") for line in lines)
 
 
 def test_a_course_is_one_character_a_tick_and_the_unknown_is_not_zero() -> None:

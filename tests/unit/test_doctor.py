@@ -23,6 +23,7 @@ from qosd.facts import (
     IoFacts,
     PatternFacts,
     SliceFacts,
+    TriggerFacts,
     UplinkFacts,
 )
 from qosd.host import HostFacts
@@ -49,6 +50,7 @@ WELL = Facts(
     clock_source="tsc",
     steal_pct=0.1,
     disks=(DiskFacts("vda", "bfq", io_cost=False),),
+    trigger=TriggerFacts(100_000, 100_000),
 )
 
 
@@ -149,6 +151,13 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "warn",
             "ebpf.max_overhead_pct",
         ),
+        ({"trigger": TriggerFacts(100_000, 500_000)}, "psi triggers", "warn", "Linux 6.5"),
+        (
+            {"trigger": TriggerFacts(100_000, None, "PSI is off")},
+            "psi triggers",
+            "warn",
+            "CAP_SYS_RESOURCE",
+        ),
         ({"swap_bytes": 0}, "swap", "warn", "zram"),
         (
             {"oom_killers": ("systemd-oomd",), "oomd_slices": ("be.slice",)},
@@ -167,6 +176,19 @@ def test_a_host_with_everything_has_nothing_wrong() -> None:
             "memory.low",
             "warn",
             "systemctl set-property a.slice MemoryLow=1048576",
+        ),
+        (
+            {
+                "cgroups": cgroup(
+                    path="a.slice/web.service",
+                    tier=Tier.LS,
+                    memory_low="0",
+                    unprotected_ancestor="a.slice",
+                )
+            },
+            "memory.low",
+            "warn",
+            "systemctl set-property a.slice MemoryLow=20%",
         ),
         ({"disks": (DiskFacts("vda", "none", io_cost=False),)}, "disk vda", "warn", "bfq"),
         ({"io": IoFacts(())}, "io disks", "warn", "docs/io.md"),
@@ -198,6 +220,7 @@ def test_each_lack_gives_one_finding_with_its_remedy(
     "changes",
     [
         {"swap_bytes": None},
+        {"trigger": None},
         {"htb": None},
         {"clock_source": None},
         {"steal_pct": None},

@@ -56,6 +56,7 @@ def test_a_value_is_known_until_it_is_too_old() -> None:
 
     assert fed.give(12.5) == {"ok": {"name": "p99", "value": 12.5, "unit": "ms", "slo": 20.0}}
     fed.sys.advance(10)
+    assert fed.sample() == Feed("p99", "web", "ms", 12.5, 10_000_000, 20.0, news=True)
     assert fed.sample() == Feed("p99", "web", "ms", 12.5, 10_000_000, 20.0)
     fed.sys.advance(1)
     assert fed.sample().value is None
@@ -122,10 +123,23 @@ def write_at(fed: Fed, text: str, seconds_ago: float) -> None:
 
 def test_a_file_is_as_old_as_its_last_change(from_file: Fed) -> None:
     write_at(from_file, "7.5 measured by hand\n", 4)
-    assert from_file.sample() == Feed("p99", "web", "ms", 7.5, 4_000_000)
+    assert from_file.sample() == Feed("p99", "web", "ms", 7.5, 4_000_000, news=True)
 
     from_file.sys.advance(7)
     assert from_file.sample().value is None
+
+
+def test_a_reading_is_news_once_and_the_same_value_again_is_another_reading(from_file: Fed) -> None:
+    fed = Fed(FED)
+    seen = []
+    for comes in (True, False, True, False):
+        if comes:
+            fed.give(5)
+            write_at(from_file, "7.5", seconds_ago=len(seen) / 10)
+        fed.sys.advance(1)
+        seen.append((fed.sample().news, from_file.sample().news))
+
+    assert seen == [(True, True), (False, False), (True, True), (False, False)]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "fast", "\xff\xfe", "-3", "nan"])

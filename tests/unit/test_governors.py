@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from qosd import governors
 from qosd.config import Config, decode
-from qosd.cpu import allowance, bandwidth
-from qosd.cpu.bandwidth import Claim
+from qosd.cpu import allowance
 from qosd.files import interface_file
 from qosd.model import (
     CgroupId,
@@ -26,8 +25,8 @@ from qosd.model import (
     Workload,
 )
 from qosd.schema.burst import BurstPolicy, CpuBurst
-from qosd.schema.cpu import Cpu, CpuBandwidth, Cpuset, CpusetMode, CpuWeights, Enforce, IdlePolicy
-from qosd.schema.units import Duration
+from qosd.schema.cpu import Cpu, CpuBandwidth, Cpuset, CpusetMode, CpuWeights, Enforce, Estimate, IdlePolicy
+from qosd.split import Claim, split
 
 NR_CPUS = 8
 FILES = {
@@ -129,6 +128,7 @@ def test_ls_is_never_tightened(config: Config, loads: list[tuple]) -> None:
             "io.weight",
             "io.bfq.weight",
             "io.latency",
+            "memory.low",
         }
 
 
@@ -188,7 +188,7 @@ def test_the_allowance_falls_at_once() -> None:
 
 def test_with_a_mean_a_dip_of_ls_is_not_taken_for_room() -> None:
     """Use counts as the larger of the last tick and the mean: one quiet second in five frees a fifth."""
-    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(mean=Duration(5_000_000))))
+    config = Config(cpu=Cpu(bandwidth=CpuBandwidth(estimate=Estimate.MEAN)))
     clock = Clock()
     cores = allowances(config, [clock.snapshot(ls=5.0) for _ in range(6)] + [clock.snapshot(ls=0.0)])
 
@@ -227,7 +227,7 @@ CLAIMS = st.lists(
 
 @given(st.floats(0.1, NR_CPUS), CLAIMS)
 def test_shares_are_within_their_caps_and_within_the_total(total: float, claims: list[Claim]) -> None:
-    shares = bandwidth.split(total, claims)
+    shares = split(total, claims)
 
     assert set(shares) == {claim.id for claim in claims}
     assert sum(shares.values()) <= total + 1e-9
@@ -237,7 +237,7 @@ def test_shares_are_within_their_caps_and_within_the_total(total: float, claims:
 
 @given(st.floats(0.1, NR_CPUS), CLAIMS)
 def test_nothing_is_left_over_that_somebody_could_use(total: float, claims: list[Claim]) -> None:
-    shares = bandwidth.split(total, claims)
+    shares = split(total, claims)
 
     left = total - sum(shares.values())
     assert left <= 1e-9 or all(shares[claim.id] >= claim.cap - 1e-9 for claim in claims)
@@ -247,19 +247,19 @@ def test_nothing_is_left_over_that_somebody_could_use(total: float, claims: list
 def test_equals_get_equal_shares(total: float, count: int) -> None:
     claims = [Claim(CgroupId(number), 1, float("inf"), float("inf")) for number in range(count)]
 
-    assert list(bandwidth.split(total, claims).values()) == pytest.approx([total / count] * count)
+    assert list(split(total, claims).values()) == pytest.approx([total / count] * count)
 
 
 @given(st.floats(0.1, NR_CPUS), CLAIMS)
 def test_the_order_of_the_claims_is_no_claim(total: float, claims: list[Claim]) -> None:
-    assert bandwidth.split(total, claims) == pytest.approx(bandwidth.split(total, claims[::-1]))
+    assert split(total, claims) == pytest.approx(split(total, claims[::-1]))
 
 
 def test_the_lower_priority_is_squeezed_first_and_not_starved() -> None:
     first = Claim(CgroupId(1), 0, float("inf"), float("inf"))
     second = Claim(CgroupId(2), 5, float("inf"), float("inf"))
 
-    shares = bandwidth.split(4.0, [second, first])
+    shares = split(4.0, [second, first])
 
     assert shares[first.id] > 10 * shares[second.id] > 0
 

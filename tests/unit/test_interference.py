@@ -362,13 +362,14 @@ def test_of_too_few_waits_nothing_follows() -> None:
     assert (signal.kind, signal.value) == (Kind.IO, 0)
 
 
-def test_a_fed_value_is_a_signal_where_it_has_an_objective_and_is_known() -> None:
+def test_a_fed_value_is_a_signal_where_it_has_an_objective_and_is_known_and_new() -> None:
     now = Stage(config()).snapshot()
     feeds = (
-        Feed("p99", "ls", "ms", value=30.0, age_usec=2_000_000, slo=10.0),
-        Feed("unknown", "ls", "ms", value=None, slo=10.0),
-        Feed("watched", "ls", "ms", value=30.0),
-        Feed("else", "nobody", "ms", value=30.0, slo=10.0),
+        Feed("p99", "ls", "ms", value=30.0, age_usec=2_000_000, slo=10.0, news=True),
+        Feed("stands", "ls", "ms", value=30.0, age_usec=2_000_000, slo=10.0),
+        Feed("unknown", "ls", "ms", value=None, slo=10.0, news=True),
+        Feed("watched", "ls", "ms", value=30.0, news=True),
+        Feed("else", "nobody", "ms", value=30.0, slo=10.0, news=True),
     )
     (signal,) = heard.signals(msgspec.structs.replace(now, feeds=feeds), (), 20)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from ctl_daemon import CPU, EBPF, NET, VERDICT
+from ctl_daemon import CPU, EBPF, MEMORY, NET, VERDICT
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from qosd import exposition, metrics
@@ -23,6 +23,7 @@ from qosd.interference.kills import Left
 from qosd.interference.view import InterferenceView, RungView, VerdictRecord
 from qosd.model import DiskIo, Feed, Pressure, Stall, Tier
 from qosd.plan import Reason
+from qosd.reflex import ReflexStatus
 from qosd.stalls import Waits
 from qosd.status import HostStatus, SensorStatus, SettingStatus, Status, TierStatus, WorkloadStatus
 
@@ -31,6 +32,13 @@ SOME = Pressure(Stall(1.0, 1.0, 1.0, 2_500_000), Stall(0.0, 0.0, 0.0, 500_000))
 REASON = Reason("cpu.weight", "because")
 
 
+REFLEX = ReflexStatus(
+    "trigger",
+    {"ls.slice": "50 ms in 100 ms"},
+    {},
+    0.5,
+    {"psi": {"cut": 2, "self-throttled": 7}, "runq": {"dwell": 1}},
+)
 SUFFERING = InterferenceView(
     "kill",
     (RungView("cpu", "freeze", 3.0, 0.25, held=False),),
@@ -115,13 +123,29 @@ def test_every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is
     served = set()
     suffixes = {"counter": "_total", "info": "_info"}
     everything = status(
-        net=NET, cpu=CPU, ebpf=EBPF, feeds=FEEDS, workloads=(DOING_IO,), interference=SUFFERING
+        net=NET,
+        cpu=CPU,
+        ebpf=EBPF,
+        feeds=FEEDS,
+        memory=MEMORY,
+        workloads=(DOING_IO,),
+        interference=SUFFERING,
+        reflex=REFLEX,
     )
     for family in metrics.collect(source(everything), 1001.0):
         assert family.samples, family.name
         labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
         served.add((family.name + suffixes.get(family.type, ""), family.type, labels))
     assert served == documented
+
+
+def test_what_came_of_breaches_is_counted_by_source_and_outcome() -> None:
+    seen = samples(status(reflex=REFLEX))
+
+    assert seen["qosd_reactions_total", (("outcome", "self-throttled"), ("source", "psi"))] == 7
+    assert seen["qosd_reactions_total", (("outcome", "dwell"), ("source", "runq"))] == 1
+    assert seen["qosd_be_squeeze_ratio", ()] == 0.5
+    assert seen["qosd_psi_triggers", ()] == 1
 
 
 def test_pressure_is_the_kernels_total_in_seconds() -> None:
@@ -320,3 +344,16 @@ def test_io_is_counted_by_device_and_direction() -> None:
     )
     assert seen["qosd_workload_io_bytes_total", labels] == 2
     assert seen["qosd_workload_io_requests_total", labels] == 4
+
+
+def test_of_memory_what_is_not_known_has_no_sample() -> None:
+    found = samples(status(memory=MEMORY))
+    be = (("cgroup", "be.slice"), ("tier", "be"), ("workload", "be"))
+    ls = (("cgroup", "ls.slice"), ("tier", "ls"), ("workload", "ls"))
+
+    assert found["qosd_workload_page_cache_bytes", be] == 1 << 30
+    assert ("qosd_workload_page_cache_bytes", ls) not in found
+    assert found["qosd_reclaim_freed_bytes_total", be] == 128 << 20
+    assert found["qosd_reclaim_errors_total", (*be[:1], ("result", "failed"), *be[1:])] == 1
+    assert found["qosd_memory_trouble", (("condition", "ls_stalled"),)] == 1
+    assert found["qosd_reclaim_workloads", (("phase", "held"),)] == 1

@@ -24,6 +24,9 @@ from qosd.model import (
     IoLatency,
     IoMax,
     IoWeight,
+    MemoryHigh,
+    MemoryLow,
+    MemoryMin,
     MemoryOomGroup,
     Setting,
     Stall,
@@ -31,6 +34,10 @@ from qosd.model import (
 
 U64 = st.integers(0, (1 << 64) - 1)
 CPU_STAT = b"usage_usec 100\nuser_usec 60\nsystem_usec 40\n"
+MEMORY_STAT = (
+    b"anon 1\nfile 2\nkernel 9\nshmem 3\nfile_mapped 4\nfile_dirty 5\nfile_writeback 6\ninactive_file 7\n"
+    b"active_file 8\nworkingset_refault_file 11\npgscan 12\npgsteal 13\n"
+)
 PRESSURE = (
     b"some avg10=0.12 avg60=1.50 avg300=99.99 total=123456\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 )
@@ -44,6 +51,8 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "limit": (lambda raw: cgroupfs.parse_limit(raw, "file"), b"max\n"),
     "flat keyed": (lambda raw: cgroupfs.parse_flat_keyed(raw, "file"), b"populated 1\nfrozen 0\n"),
     "cpu.stat": (cgroupfs.parse_cpu_stat, CPU_STAT),
+    "memory.stat": (cgroupfs.parse_memory_stat, MEMORY_STAT),
+    "/proc/vmstat": (procfs.parse_vmstat, b"nr_free_pages 1\npgscan_kswapd 5\npgscan_direct 6\n"),
     "pressure": (psi.parse_pressure, PRESSURE),
     "/proc/stat": (lambda raw: procfs.parse_stat(raw, 100, each=True), STAT),
     "/proc/meminfo": (procfs.parse_meminfo, MEMINFO),
@@ -59,6 +68,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
             "cpu.weight": b"100\n",
             "cpu.idle": b"0\n",
             "cpuset.cpus": b"0-3\n",
+            "memory.high": b"max\n",
+            "memory.low": b"0\n",
+            "memory.min": b"4096\n",
             "memory.oom.group": b"0\n",
             "io.weight default": b"100",
             "io.bfq.weight default": b"100",
@@ -149,6 +161,7 @@ SETTINGS: st.SearchStrategy[Setting] = st.one_of(
     st.builds(CpuMaxBurst, U64),
     st.builds(CpuWeight, st.integers(1, 10_000)),
     st.builds(CpuIdle, st.booleans()),
+    *(st.builds(kind, st.just(MAX) | U64) for kind in (MemoryHigh, MemoryLow, MemoryMin)),
     st.builds(MemoryOomGroup, st.booleans()),
     st.builds(IoWeight, st.integers(1, 10_000)),
     st.builds(IoBfqWeight, st.integers(1, 1000)),
@@ -269,7 +282,7 @@ def test_a_proc_stat_that_does_not_count_cpus_is_malformed(raw: bytes) -> None:
 def test_meminfo_is_in_bytes_and_a_line_that_is_not_there_is_none() -> None:
     meminfo = procfs.parse_meminfo(MEMINFO.replace(b"MemAvailable", b"MemElsewhere"))
 
-    assert meminfo == procfs.Meminfo(16384 << 10, None, 0, 0)
+    assert meminfo == procfs.Meminfo(16384 << 10, None, 0, 0, 1 << 10)
 
 
 def test_the_v2_line_of_a_hybrid_host_is_the_one_that_counts() -> None:
@@ -316,3 +329,17 @@ def test_a_device_that_io_stat_names_without_numbers_is_no_news() -> None:
 def test_an_io_stat_that_cannot_be_summed_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed):
         iofs.parse_io_stat(raw)
+
+
+def test_of_memory_stat_sizes_must_be_there_and_counters_may_be() -> None:
+    stat = cgroupfs.parse_memory_stat(MEMORY_STAT)
+    assert (stat.anon, stat.shmem, stat.page_cache, stat.workingset_refault_file) == (1, 3, 15, 11)
+    assert stat.workingset_refault_anon is None
+    with pytest.raises(Malformed):
+        cgroupfs.parse_memory_stat(MEMORY_STAT.replace(b"inactive_file", b"inactive"))
+    with pytest.raises(Malformed):
+        cgroupfs.parse_memory_stat(MEMORY_STAT.replace(b"shmem 3", b"shmem -3"))
+
+
+def test_vmstat_is_counts_and_one_may_be_missing() -> None:
+    assert procfs.parse_vmstat(b"pgscan_kswapd 5\n") == procfs.Vmstat(5, None)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from qosd import governors
 from qosd.config import Config, decode
 from qosd.cpu import degrade
-from qosd.cpu.bandwidth import split
 from qosd.cpu.pools import Budget
-from qosd.cpu.share import Claim, Sharing, divide
+from qosd.cpu.share import Sharing, divide
 from qosd.model import CgroupId, CgroupSample, CpuMax, CpuStat, HostSample, Snapshot, Tier, Workload
 from qosd.simulate import SCENARIOS, run
+from qosd.split import Claim, split
 
 NR_CPUS = 10
 FILES = {"cpu.max": "max 100000", "cpu.weight": "100"}

@@ -19,6 +19,7 @@ FILES = (
     "cpuset.cpus",
     "memory.high",
     "memory.low",
+    "memory.min",
     "io.weight",
     "io.bfq.weight",
     "io.max",

@@ -1,0 +1,245 @@
+"""memory.high of BE: what MemAvailable and the host's target leave it, split over its workloads.
+
+MemAvailable, not MemFree: free memory is small on any healthy host, because page cache fills it, and a
+limit that follows it ratchets everybody down to the floor. A memory.high below what only swap could take
+stalls the job for seconds per MiB and nothing ends it (mem_cgroup_handle_over_high() in mm/memcontrol.c):
+such a limit is not set, and one that stalls all the same is lifted on a deadline. memory.max is never
+touched. Pure.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from qosd.config import Config
+from qosd.memory import baseline, stall
+from qosd.model import CgroupId, MemoryHigh, Snapshot, Tier, Workload
+from qosd.plan import Desired, Input, Reason
+from qosd.schema.memory import Limit
+from qosd.split import Claim, split
+
+RULE = "memory.limits"
+FILE = "memory.high"
+_ROUND = 1 << 20
+_MIB = 1 << 20
+_NEARLY_ALL = 0.9  # of its limit: such a workload would use more if it could
+
+
+class Track(msgspec.Struct, frozen=True, gc=False):
+    """What is remembered of one BE workload."""
+
+    wanted: int | None = None
+    stalled_since: int | None = None
+    lifted_until: int = 0
+    why_lifted: str = ""
+
+
+class State(msgspec.Struct, frozen=True, gc=False):
+    allowed: float | None = None
+    """Bytes for BE together, None while it is not limited."""
+    tracks: dict[CgroupId, Track] = {}
+    unknown_ticks: int = 0
+
+
+class Limited(msgspec.Struct, frozen=True, gc=False):
+    """How one BE workload stands."""
+
+    cgroup_id: CgroupId
+    text: str
+
+
+class Result(msgspec.Struct, frozen=True, gc=False):
+    desired: tuple[Desired, ...] = ()
+    allowed: int | None = None
+    text: str | None = None
+    standings: tuple[Limited, ...] = ()
+
+
+def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Result]:
+    workloads = [each for each in now.tier(Tier.BE) if each.setting(FILE) is not None]
+    if config.memory.limits.enforce is Limit.OFF or not workloads:
+        return State(), Result()
+    tracks = {each.id: state.tracks.get(each.id, Track()) for each in workloads}
+    wanted = allowance(config, now, workloads)
+    if wanted is None:
+        return _hold(config, now, workloads, msgspec.structs.replace(state, tracks=tracks))
+    total = float(now.host.mem_total or 0)
+    allowed = _ramp(config, wanted, state.allowed, total, workloads)
+    text = (
+        f"BE may hold {_mib(allowed)}: what only it can give back, and what is available"
+        f" beyond {100 - config.host.memory_target_pct:g} % of RAM"
+    )
+    shares = split(allowed, [_claim(each, tracks[each.id]) for each in workloads])
+    desired: list[Desired] = []
+    standings: list[Limited] = []
+    for workload in workloads:
+        tracks[workload.id], setting, said = _settle(
+            config, prev, now, workload, (tracks[workload.id], shares[workload.id])
+        )
+        standings.append(Limited(workload.id, said))
+        if setting is not None:
+            desired.append(_desired(config, now, workload, setting, f"{said}; {text}"))
+    following = State(allowed, tracks)
+    return following, Result(tuple(desired), round(allowed), text, tuple(standings))
+
+
+def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float | None:
+    """Bytes BE may hold: what reclaim cannot take from it, and what is available beyond the reserve.
+
+    MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody.
+    """
+    host = now.host
+    if host.mem_total is None or host.mem_available is None:
+        return None
+    kept = [unreclaimable(workload) for workload in workloads]
+    if any(each is None for each in kept):
+        return None
+    reserve = host.mem_total * (100 - config.host.memory_target_pct) / 100
+    floor = host.mem_total * config.memory.limits.floor_pct / 100
+    return max(sum(each or 0 for each in kept) + host.mem_available - reserve, floor)
+
+
+def unreclaimable(workload: Workload) -> int | None:
+    """Bytes that only swap, or the job itself, can give back: anon, shmem, and kernel memory in use."""
+    memory, current = workload.sample.memory, workload.sample.memory_current
+    if memory is None or memory.stat is None or current is None:
+        return None
+    return max(current - memory.stat.page_cache - memory.stat.slab_reclaimable, 0)
+
+
+def swap_room(now: Snapshot, workload: Workload) -> int:
+    """How much of the workload swap could still take: the host's free swap, within its memory.swap.max.
+
+    While swapoff runs, SwapFree counts what is still to come back from there (si_swapinfo() in
+    mm/swapfile.c); then the workload alone has more in swap than all of it is in use.
+    """
+    memory, host = workload.sample.memory, now.host
+    if host.swap_free is None or host.swap_total is None:
+        return 0
+    swapped = memory.swap_current if memory is not None else None
+    leaving = max((swapped or 0) - (host.swap_total - host.swap_free), 0)
+    room = max(host.swap_free - leaving, 0)
+    if memory is not None and isinstance(memory.swap_max, int):
+        room = min(room, max(memory.swap_max - (swapped or 0), 0))
+    return room
+
+
+def _hold(config: Config, now: Snapshot, workloads: list[Workload], state: State) -> tuple[State, Result]:
+    """Something is unknown: keep what is in force, and give it up when that lasts. Never tighten."""
+    unknown = state.unknown_ticks + 1
+    if state.allowed is None or unknown > config.memory.release_ticks:
+        text = "use of memory is unknown; BE is not limited"
+        forgotten = {each: msgspec.structs.replace(kept, wanted=None) for each, kept in state.tracks.items()}
+        return State(tracks=forgotten, unknown_ticks=unknown), Result(text=text)
+    text = f"use of memory is unknown for {unknown} ticks; the limits are held"
+    desired = tuple(
+        _desired(config, now, workload, track.wanted, text)
+        for workload in workloads
+        if (track := state.tracks[workload.id]).wanted is not None
+    )
+    held = msgspec.structs.replace(state, unknown_ticks=unknown)
+    return held, Result(desired, round(state.allowed), text)
+
+
+def _ramp(
+    config: Config, wanted: float, current: float | None, total: float, workloads: list[Workload]
+) -> float:
+    """Down and up by a share of RAM a tick; the first limit is no lower than what BE holds already."""
+    limits = config.memory.limits
+    if current is None:
+        return max(wanted, float(sum(each.sample.memory_current or 0 for each in workloads)))
+    if abs(wanted - current) <= total * limits.deadband_pct / 100:
+        return current
+    lowest, highest = current - total * limits.down_pct / 100, current + total * limits.up_pct / 100
+    return min(max(wanted, lowest), highest)
+
+
+def _claim(workload: Workload, track: Track) -> Claim:
+    current = workload.sample.memory_current
+    limit = track.wanted
+    if current is None or limit is None or current >= limit * _NEARLY_ALL:
+        return Claim(workload.id, workload.priority, float("inf"), float("inf"))
+    return Claim(workload.id, workload.priority, current / _NEARLY_ALL, float("inf"))
+
+
+def _settle(
+    config: Config, prev: Snapshot | None, now: Snapshot, workload: Workload, shared: tuple[Track, float]
+) -> tuple[Track, int | None, str]:
+    """The workload's next state, its memory.high or None, and the sentence that says why."""
+    limits = config.memory.limits
+    track, share = shared
+    if _is_lifted(track, now):
+        left = (track.lifted_until - now.monotonic_usec) // 1_000_000
+        return track, None, f"not limited: {track.why_lifted} (looked at again in {left} s)"
+    kept = unreclaimable(workload) or 0
+    room = swap_room(now, workload)
+    if kept > share * _NEARLY_ALL + room:
+        why = (
+            f"{_mib(kept)} of it only swap could take, which has {_mib(room)} left,"
+            f" so that a limit of {_mib(share)} would stall it without end"
+        )
+        return _lift(now, int(limits.lift_hold), why), None, f"not limited: {why}"
+    track = _watch(config, prev, now, workload, track)
+    deadline = limits.lift_after if room < _ROUND else limits.lift_after_swap
+    if track.stalled_since is not None and now.monotonic_usec - track.stalled_since >= deadline:
+        why = f"its limit stalled it for {deadline / 1e6:g} s, and was lifted"
+        return _lift(now, int(limits.lift_hold), why), None, f"not limited: {why}"
+    size = _size(config, now, workload, track, share)
+    others = baseline.of_others(now, workload, FILE)
+    if others is not None and size >= others:
+        text = "not limited further: what is set without qosd is as low already"
+        return msgspec.structs.replace(track, wanted=None), None, text
+    return msgspec.structs.replace(track, wanted=size), size, f"{_mib(size)} for {workload.name}"
+
+
+def _size(config: Config, now: Snapshot, workload: Workload, track: Track, share: float) -> int:
+    """Each workload's own limit goes down in steps as well: what is above it is reclaimed at once."""
+    limits, total = config.memory.limits, now.host.mem_total or 0
+    # What was wanted while nothing could be written, as in observe mode, is no step on the way down.
+    last = track.wanted if now.is_ours(workload, FILE) else None
+    before = float(last if last is not None else workload.sample.memory_current or 0)
+    size = int(max(share, before - total * limits.down_pct / 100)) // _ROUND * _ROUND
+    if last is not None and abs(size - last) <= total * limits.deadband_pct / 100:
+        return last
+    return size
+
+
+def _is_lifted(track: Track, now: Snapshot) -> bool:
+    return now.monotonic_usec < track.lifted_until
+
+
+def _lift(now: Snapshot, hold_usec: int, why: str) -> Track:
+    return Track(lifted_until=now.monotonic_usec + hold_usec, why_lifted=why)
+
+
+def _watch(config: Config, prev: Snapshot | None, now: Snapshot, workload: Workload, track: Track) -> Track:
+    """Since when all its tasks mostly wait for memory while a limit of ours stands."""
+    waited = stall.share(prev, now, workload.id, "memory", full=True)
+    if not now.is_ours(workload, FILE) or waited is None or waited * 100 < config.memory.limits.stall_pct:
+        return msgspec.structs.replace(track, stalled_since=None)
+    if track.stalled_since is None and prev is not None:
+        return msgspec.structs.replace(track, stalled_since=prev.monotonic_usec)
+    return track
+
+
+def _desired(config: Config, now: Snapshot, workload: Workload, size: int, text: str) -> Desired:
+    host, memory = now.host, workload.sample.memory
+    age_ms = 0
+    if memory is not None and memory.stat_usec is not None:
+        age_ms = (now.monotonic_usec - memory.stat_usec) // 1000
+    reason = Reason(
+        f"{RULE}/high",
+        text,
+        (
+            Input("MemAvailable", round((host.mem_available or 0) / _MIB, 1), "MiB"),
+            Input("memory.current", round((workload.sample.memory_current or 0) / _MIB, 1), "MiB"),
+            Input("not reclaimable", round((unreclaimable(workload) or 0) / _MIB, 1), "MiB", age_ms),
+            Input("swap left", round(swap_room(now, workload) / _MIB, 1), "MiB"),
+        ),
+        threshold=f"host.memory_target_pct = {config.host.memory_target_pct:g} %",
+    )
+    return Desired(workload.id, workload.path, workload.tier, MemoryHigh(size), reason)
+
+
+def _mib(size: float) -> str:
+    return f"{size / _MIB:.0f} MiB"

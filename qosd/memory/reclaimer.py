@@ -1,0 +1,123 @@
+"""Writes to memory.reclaim, on a worker: the kernel does the work in the writer, for as long as it takes.
+
+It asks in chunks and looks at the clock between them. EAGAIN means that less was there than asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from qosd.cgroupfs import parse_memory_stat
+from qosd.errors import CgroupGone, Malformed
+from qosd.memory.reclaim import Reclaim
+from qosd.memsample import MemoryStat, Reclaimed
+from qosd.model import CgroupId
+from qosd.schema.memory import Reclaiming
+from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
+from qosd.worker import Worker
+
+FILE = "memory.reclaim"
+_GONE = frozenset({errno.ENODEV, errno.ENOENT})
+
+
+class Reclaimer:
+    """`start` what was decided, `collect` what came of it."""
+
+    def __init__(self, sys: Sys, root_fd: int, section: Reclaiming, page_bytes: int) -> None:
+        self._sys = sys
+        self._root_fd = root_fd
+        self._page_bytes = page_bytes
+        self.section = section
+        self._unstarted: list[Reclaimed] = []
+        self.worker = Worker[Reclaim, Reclaimed](
+            "qosd-reclaim", self._run, sys.monotonic_ns, int(section.deadline)
+        )
+
+    def reconfigure(self, section: Reclaiming) -> None:
+        self.section = section
+        self.worker.deadline_usec = int(section.deadline)
+
+    def start(self, reclaims: tuple[Reclaim, ...], may: Callable[[str], bool] | None) -> None:
+        """Hand over to the worker what may be done; without a `may`, as in observe mode, nothing is."""
+        for reclaim in reclaims:
+            if may is None:
+                self._say(reclaim, "not-run")
+            elif not may(reclaim.path):
+                self._say(reclaim, "refused", "it is or contains a protected cgroup")
+            elif self.worker.submit(reclaim.cgroup_id, reclaim) is None:
+                self._say(reclaim, "busy", "an earlier request has not come back")
+
+    def collect(self) -> tuple[Reclaimed, ...]:
+        unstarted, self._unstarted = self._unstarted, []
+        return (*unstarted, *(result for _, result in self.worker.collect()))
+
+    def close(self) -> None:
+        self.worker.close()
+
+    def _say(self, reclaim: Reclaim, result: str, error: str | None = None) -> None:
+        self._unstarted.append(Reclaimed(reclaim.cgroup_id, result, error=error))
+
+    def _run(self, reclaim: Reclaim) -> Reclaimed:
+        begun_usec = self._now_usec()
+        try:
+            dir_fd = open_same_cgroup(self._sys, self._root_fd, reclaim.path, reclaim.cgroup_id)
+        except CgroupGone:
+            return Reclaimed(reclaim.cgroup_id, "gone", error="the cgroup was removed")
+        except OSError as error:
+            return Reclaimed(reclaim.cgroup_id, "failed", error=error.strerror)
+        try:
+            before = self._stat(dir_fd)
+            result, asked, error_text = self._ask(dir_fd, reclaim, begun_usec)
+            after, stat_usec = self._stat(dir_fd), self._now_usec()
+        finally:
+            self._sys.close(dir_fd)
+        return Reclaimed(
+            CgroupId(reclaim.cgroup_id),
+            result,
+            asked,
+            self._freed(before, after),
+            stat_usec - begun_usec,
+            after,
+            stat_usec if after is not None else None,
+            error_text,
+        )
+
+    def _ask(self, dir_fd: int, reclaim: Reclaim, begun_usec: int) -> tuple[str, int, str | None]:
+        """The result, how many bytes were asked for, and what the kernel said of it."""
+        key = "" if reclaim.swappiness is None else f" swappiness={reclaim.swappiness}"
+        asked = 0
+        while asked < reclaim.bytes and not self.worker.closed:
+            if asked and self._now_usec() - begun_usec >= self.section.slice:
+                break
+            size = min(int(self.section.chunk), reclaim.bytes - asked)
+            try:
+                write_interface(self._sys, dir_fd, FILE, f"{size}{key}")
+            except OSError as error:
+                return self._refusal(error, key, asked, size)
+            asked += size
+        return "done", asked, None
+
+    def _refusal(self, error: OSError, key: str, asked: int, size: int) -> tuple[str, int, str | None]:
+        if error.errno in (errno.EAGAIN, errno.EINTR):
+            return "short", asked + size, None
+        if error.errno == errno.EINVAL and key:
+            return "no-swappiness", 0, None
+        if error.errno in _GONE:
+            return "absent", asked, f"this cgroup has no {FILE}"
+        return "failed", asked, error.strerror or str(error)
+
+    def _stat(self, dir_fd: int) -> MemoryStat | None:
+        try:
+            return parse_memory_stat(read_interface(self._sys, dir_fd, "memory.stat"))
+        except (OSError, Malformed):
+            return None
+
+    def _freed(self, before: MemoryStat | None, after: MemoryStat | None) -> int:
+        """Bytes that reclaim took meanwhile: pgsteal, whoever called for it."""
+        if before is None or after is None or before.pgsteal is None or after.pgsteal is None:
+            return 0
+        return max(after.pgsteal - before.pgsteal, 0) * self._page_bytes
+
+    def _now_usec(self) -> int:
+        return self._sys.monotonic_ns() // 1000
