@@ -79,8 +79,8 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
 def _threads() -> str:
     """One host thread a guest CPU, or one for them all: `multi`, or `single` where $QOSD_LAB_TCG says so.
 
-    With several, an emulated CPU now and then executes the breakpoint of a patch of the kernel's own code that
-    is already done (static keys, tracepoints), and the guest dies of "Oops: int3". One thread cannot.
+    With several, an emulated CPU now and then executes the breakpoint of a patch of the kernel's own code
+    that is already done (static keys, tracepoints), and the guest dies of "Oops: int3". One thread cannot.
     """
     return os.environ.get("QOSD_LAB_TCG", "multi")
 
