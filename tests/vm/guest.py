@@ -69,7 +69,7 @@ class Guest:
             extra += '\n[cpu.bandwidth]\nenforce = "max"'
         elif "enforce =" not in extra:
             extra = extra.replace("[cpu.bandwidth]", '[cpu.bandwidth]\nenforce = "max"')
-        self.sh(f"cat >{CONFIG} <<'END'\n{extra}\nEND\n")
+        self.sh(f"install -m 644 /dev/stdin {CONFIG} <<'END'\n{extra}\nEND\n")
 
     def drop_in(self, text: str) -> None:
         self.sh(

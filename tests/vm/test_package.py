@@ -98,7 +98,7 @@ def test_removal_takes_everything_out_of_force_and_leaves_the_jobs_running(vm: M
     assert "be.slice/cpu.weight:100\n" in before
 
     vm.run(INSTALL, timeout=300)
-    vm.run("sed -i 's/^enforce = .*/enforce = \"max\"/' /etc/qosd/qosd.toml; qosctl reload")
+    vm.run("printf '[cpu.bandwidth]\\nenforce = \"max\"\\n' >/etc/qosd/qosd.toml && qosctl reload")
     until(vm, "! grep -q ^max /sys/fs/cgroup/be.slice/cpu.max")
     vm.run("DEBIAN_FRONTEND=noninteractive apt-get remove -q -y qosd", timeout=120)
 
