@@ -6,8 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from qosd.lab.machine import Machine
 
+NEWER = pytest.mark.parametrize("kernel", ["6.12"], ids=["linux-6.12"], indirect=True)
+"""For what differs between kernels in nothing that the test asks: emulated minutes are dear."""
 CGROUP = "/sys/fs/cgroup"
 DROP_IN = "/run/systemd/system/qosd.service.d/test.conf"
 CONFIG = "/etc/qosd/qosd.toml"

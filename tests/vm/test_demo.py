@@ -5,12 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from vm.guest import Guest
+from vm.guest import NEWER, Guest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Cgroups, what is in force in them, units made at run time, and files that a demo might forget.
@@ -20,7 +17,7 @@ STATE = (
     " grep -s . system.slice/cpu.weight system.slice/cpu.max system.slice/cgroup.freeze || true"
 )
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, NEWER]
 
 
 def test_a_demo_on_the_host_itself_leaves_nothing_behind(installed: Guest, share: Path) -> None:

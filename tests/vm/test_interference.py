@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from vm.guest import CGROUP, Guest
+from vm.guest import CGROUP, NEWER, Guest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, NEWER]
 
 NO_RESTART = "[Service]\nRestart=no\n"
 FIGHT = """
@@ -32,12 +32,6 @@ freeze_rest = "1s"
 """
 """BE is set against LS with all its weight, and everything above nothing is too much."""
 FREEZE = f"{CGROUP}/be.slice/cgroup.freeze"
-
-
-@pytest.fixture(autouse=True)
-def one_kernel(kernel: str) -> None:
-    if kernel != "6.12":
-        pytest.skip("freezer and cgroup.kill are the same in 6.1; the kernel itself is in tests/native")
 
 
 def test_a_killed_daemon_leaves_nothing_frozen(idle: Guest) -> None:

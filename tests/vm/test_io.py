@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from vm.guest import CGROUP, Guest
+from vm.guest import CGROUP, NEWER, Guest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, NEWER]
 
 IO_MAX = f"{CGROUP}/be.slice/io.max"
 THEIRS = "rbps=max wbps=1048576 riops=max wiops=max"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from vm.guest import NEWER
 
 from qosd.lab.channel import CommandError
 from qosd.lab.machine import Machine
@@ -47,53 +48,63 @@ def test_loads_are_installed_and_none_of_them_runs(machine: Machine) -> None:
     assert machine.run("pgrep -xl 'redis-server|nginx|systemd-oomd|stress-ng'", check=False).stdout == ""
 
 
+@NEWER
 def test_status_and_both_streams_come_back_as_they_are(machine: Machine) -> None:
     done = machine.run("echo out; echo err >&2; exit 3", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
 
 
+@NEWER
 def test_a_failed_command_raises_with_its_output_unless_told_otherwise(machine: Machine) -> None:
     with pytest.raises(CommandError, match="status 1") as caught:
         machine.run("echo why >&2; false")
     assert caught.value.done.stderr == "why\n"
 
 
+@NEWER
 def test_a_command_that_is_not_there_is_status_127(machine: Machine) -> None:
     assert machine.run(["no-such-command"], check=False).returncode == 127
 
 
+@NEWER
 def test_a_list_is_run_as_it_is_with_its_input(machine: Machine) -> None:
     assert machine.run(["tr", "a-z", "A-Z"], input=b"$HOME; it's").stdout == "$HOME; IT'S"
 
 
+@NEWER
 def test_a_megabyte_on_each_stream_arrives_whole(machine: Machine) -> None:
     done = machine.run("head -c 1000000 /dev/zero | tr '\\0' o; head -c 1000000 /dev/zero | tr '\\0' e >&2")
     assert (done.stdout, done.stderr) == ("o" * 1_000_000, "e" * 1_000_000)
 
 
+@NEWER
 def test_what_a_command_leaves_running_does_not_hold_up_its_answer(machine: Machine) -> None:
     assert machine.run("sleep 300 & echo $!", timeout=20).stdout.strip().isdigit()
     machine.run("pkill -x sleep")
 
 
+@NEWER
 def test_several_commands_run_at_once(machine: Machine) -> None:
     first = machine.start("until test -e /run/second; do sleep 0.1; done; echo first")
     assert machine.run("touch /run/second; echo second").stdout == "second\n"
     assert first.wait(timeout=30).stdout == "first\n"
 
 
+@NEWER
 def test_a_command_over_its_time_is_killed_with_all_its_children(machine: Machine) -> None:
     with pytest.raises(CommandError, match="killed, not done"):
         machine.run("echo begun; sleep 301; echo ended", timeout=3)
     assert machine.run("pgrep -f 'sleep 301'", check=False).returncode == 1
 
 
+@NEWER
 def test_a_signal_sent_to_a_job_is_its_status(machine: Machine) -> None:
     job = machine.start(["sleep", "302"])
     job.kill(signal.SIGTERM)
     assert job.wait(timeout=20, check=False).returncode == -signal.SIGTERM
 
 
+@NEWER
 def test_the_line_stays_open_while_systemd_is_stopped(machine: Machine) -> None:
     # The kernel ignores SIGSTOP for PID 1; its cgroup can be frozen all the same.
     machine.run("echo 1 >/sys/fs/cgroup/init.scope/cgroup.freeze")
@@ -105,6 +116,7 @@ def test_the_line_stays_open_while_systemd_is_stopped(machine: Machine) -> None:
     assert machine.run("systemctl is-active dbus").stdout == "active\n"
 
 
+@NEWER
 def test_the_share_is_the_host_directory_in_both_directions(machine: Machine, share: Path) -> None:
     (share / "from-host").write_text("down")
     machine.run("test $(cat /mnt/share/from-host) = down && echo -n up >/mnt/share/from-guest")

@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 import pytest
-from vm.guest import CGROUP, Guest
+from vm.guest import CGROUP, NEWER, Guest
 
 pytestmark = pytest.mark.vm
 
@@ -111,9 +111,8 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
     guest.sh("rm -f /dev/shm/test-shm /var/tmp/test-*")
 
 
-def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest, kernel: str) -> None:
-    if kernel != "6.12":
-        pytest.skip("the law is the same on both; one kernel shows it")
+@NEWER
+def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest) -> None:
     guest = idle
     guest.configure(WATERMARKS)
     guest.sh("sysctl -q vm.dirty_writeback_centisecs=0")
@@ -129,10 +128,9 @@ def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest, kernel:
         guest.sh("sysctl -q vm.dirty_writeback_centisecs=500; rm -f /var/tmp/test-dirty")
 
 
-def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle: Guest, kernel: str) -> None:
+@NEWER
+def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle: Guest) -> None:
     """Cases 39 and 40: without swap no limit; with swap the job is held; without again it is let go. No task hangs."""
-    if kernel != "6.12":
-        pytest.skip("the law is the same on both; one kernel shows it")
     guest = idle
     guest.configure(LIMITS)
     start(guest, "anon", "be.slice", holds(700))
@@ -162,11 +160,8 @@ def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle:
     guest.sh("rm -f /var/tmp/swap")
 
 
-def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daemon(
-    idle: Guest, kernel: str
-) -> None:
-    if kernel != "6.12":
-        pytest.skip("the law is the same on both; one kernel shows it")
+@NEWER
+def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daemon(idle: Guest) -> None:
     guest = idle
     guest.configure(
         '[memory]\nstat_interval = "1s"\n'

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from vm.conftest import ROOT
-from vm.guest import Guest
+from vm.guest import NEWER, Guest
 
 pytestmark = pytest.mark.vm
 
@@ -101,6 +101,7 @@ def test_a_be_flood_is_held_at_the_ceiling_and_ls_gets_what_it_asks_for(wired: G
     assert "Traceback" not in wired.journal_text()
 
 
+@NEWER
 def test_a_workload_is_held_at_its_own_limit_and_the_metrics_say_so(wired: Guest) -> None:
     shaped(wired, LIMITED)
     flood(wired)
@@ -126,6 +127,7 @@ def test_after_its_end_the_device_is_byte_for_byte_what_it_was(wired: Guest, how
     assert dump(wired) == before
 
 
+@NEWER
 def test_what_even_the_unit_could_not_undo_the_next_start_does(wired: Guest) -> None:
     before = dump(wired)
     wired.drop_in("[Service]\nRestart=no\nExecStopPost=")
@@ -141,6 +143,7 @@ def test_what_even_the_unit_could_not_undo_the_next_start_does(wired: Guest) -> 
     assert "eth0: our root qdisc is off; the kernel's default is back" in wired.journal_text()
 
 
+@NEWER
 def test_pause_and_a_reload_without_the_uplink_give_it_back_and_resume_shapes_again(wired: Guest) -> None:
     before = dump(wired)
     shaped(wired)
@@ -156,6 +159,7 @@ def test_pause_and_a_reload_without_the_uplink_give_it_back_and_resume_shapes_ag
     assert wired.status_when(lambda status: status["mode"] == "enforce")["net"] is None
 
 
+@NEWER
 def test_a_root_qdisc_of_somebody_else_is_refused_in_clear_words_and_left_alone(wired: Guest) -> None:
     wired.sh("tc qdisc add dev eth0 root handle 1: tbf rate 50mbit burst 64kb latency 50ms")
     before = dump(wired)
@@ -212,6 +216,7 @@ def came(status: dict[str, Any]) -> float:
     return ingress["bps"] or 0 if ingress.get("dropped_packets") else 0
 
 
+@NEWER
 def test_a_nic_that_is_taken_out_and_put_back_is_shaped_again_by_the_running_daemon(wired: Guest) -> None:
     shaped(wired)
     device = wired.sh("basename $(readlink /sys/class/net/eth0/device)").strip()
@@ -235,6 +240,7 @@ def read_classes(status: dict[str, Any]) -> bool:
     return any(sample["id"] == "a001:20" and sample["packets"] > 0 for sample in uplinks[0]["classes"])
 
 
+@NEWER
 def test_a_slave_of_a_bond_is_refused_and_the_bond_itself_is_shaped(wired: Guest) -> None:
     wired.sh(
         "modprobe bonding max_bonds=0; ip link add bond0 type bond mode active-backup;"

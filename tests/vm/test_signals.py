@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from vm.guest import Guest
+from vm.guest import NEWER, Guest
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, NEWER]
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 SIGNALS = """
