@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -97,7 +98,7 @@ def socket(tmp_path: Path) -> str:
 
 def advancing() -> dict:
     """A daemon that is a tick further at each question."""
-    ticks = iter(range(100))
+    ticks = itertools.count()
 
     def status(_: dict) -> dict:
         now = canned(tick=next(ticks), time=time.time(), interval_ms=100, feeds=FEEDS)
