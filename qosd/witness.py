@@ -69,15 +69,28 @@ class Witness:
         below = self._known(victim.path + "/", since)
         new = self._newcomers(victim, set(below))
         limited = [each for each in below.values() if each.cpu is not None and each.cpu.nr_periods]
-        longest = 0
+        longest, settled = 0, True
         for before in (victim.sample, *limited[:_LIMITED], *new):
             now = self._read(before)
             if before.cpu is None or now is None:
                 return None
             longest = max(longest, (now.throttled_usec or 0) - (before.cpu.throttled_usec or 0))
+            settled = settled and not self._is_between_periods(before, before.cpu, now)
         doubtful = bool(new or limited or (victim.sample.cpu is not None and victim.sample.cpu.nr_periods))
         proven = self._lasts(event)
-        return longest if longest or proven or not doubtful else None
+        return longest if longest or (proven and settled) or not doubtful else None
+
+    def _is_between_periods(self, sample: CgroupSample, before: CpuStat, now: CpuStat) -> bool:
+        """Whether it has a limit and ran, and no period has ended since: it may be held and not show it yet.
+
+        A period ends when its timer fires (sched_cfs_period_timer()), and a busy hypervisor makes that late.
+        """
+        if now.usage_usec <= before.usage_usec or (now.nr_periods or 0) > (before.nr_periods or 0):
+            return False
+        try:
+            return not self._file(sample, "cpu.max").startswith(b"max")
+        except (OSError, CgroupGone):
+            return False
 
     def _known(self, prefix: str, since: Snapshot) -> dict[CgroupId, CgroupSample]:
         """What the ticks saw below a workload, each as it was last seen before the evidence begins."""

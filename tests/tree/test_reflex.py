@@ -209,6 +209,20 @@ def test_a_new_service_without_a_limit_is_helped_once_a_limit_would_have_shown(b
     assert [react(box, after=0.06) for _ in range(3)] == ["unknown", "unknown", "cut"]
 
 
+def test_a_limited_service_of_which_no_period_has_ended_yet_proves_nothing(box: Box) -> None:
+    """The timer that ends a period, and counts what was held in it, may be late."""
+    box.pass_time(0.05, be=3.0)
+    service = make_tree(box.root / "ls.slice/new.service", GROUP_FILES)
+    rewrite(box.root / "ls.slice/cgroup.stat", "nr_descendants 1\nnr_dying_descendants 0\n")
+    (service / "cpu.max").write_text("10000 100000\n")
+    rewrite(service / "cpu.stat", THROTTLED.format(usage=10_000, usec=0).replace(" 9", " 0"))
+    for _ in range(4):
+        assert react(box, after=0.06) == "unknown"
+
+    rewrite(service / "cpu.stat", THROTTLED.format(usage=10_000, usec=0))
+    assert react(box, after=0.06) == "cut"
+
+
 def test_reports_far_apart_are_not_one_long_one(tmp_path: Path) -> None:
     box = Box(tmp_path, decode('interval = "10s"\n' + MAX))
     for _ in range(4):
