@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from qosd.ctl import client, cpu, memory, network, probes, reflex, screen, signals, verdicts
+from qosd.model import Tier
 from qosd.status import SettingStatus, Status, TierStatus, WorkloadStatus
 
 _BAR_MIN, _BAR_MAX, _BAR_MARGIN = 10, 40, 13
@@ -18,6 +19,7 @@ _STUCK_INTERVALS = 5
 _WATCH_SECONDS = 1.0
 _ROWS = 20
 _WORKLOAD_COLUMNS = 62  # what stands left of the cgroup
+_LIMITS = ("cpu.max", "cpuset.cpus")
 _AS_WANTED = ("in-force", "already", "writing")
 MODES = {
     "enforce": ("enforcing", "bold green"),
@@ -73,14 +75,26 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
     grid.add_row("CPUs", cpu_bar(status, width))
     be = status.tiers.get("be")
     if be is not None and be.reason is not None:
-        sentence, colon, formula = be.reason.text.partition(": ")
-        grid.add_row("Allowed", Text.assemble((sentence, "bold blue"), f"{colon}{formula}"))
+        grid.add_row("Allowed", _allowed(status, be, be.reason.text))
     if status.reflex is not None:
         grid.add_row("Breaches", reflex.line(status.reflex, status.interval_ms))
     grid.add_row("Sensors", _sensors(status, now))
     if status.ebpf is not None:
         grid.add_row("Probes", probes.detection(status.ebpf))
     return grid
+
+
+def _allowed(status: Status, tier: TierStatus, text: str) -> Text:
+    """What BE may use; where nothing holds it to that, the sum is only what the others leave."""
+    be = {workload.cgroup_id for workload in status.workloads if workload.tier is Tier.BE}
+    held = any(each.cgroup_id in be and each.file in _LIMITS for each in status.settings)
+    sentence, colon, formula = text.partition(": ")
+    if held or tier.cpu_allowance_cores is None:
+        return Text.assemble((sentence, "bold blue"), f"{colon}{formula}")
+    left = screen.cores(tier.cpu_allowance_cores)
+    return Text.assemble(
+        ("BE gets what nobody else wants", "bold blue"), f"; X leaves {left} CPUs: {formula}"
+    )
 
 
 def headline(status: Status, now: float) -> Text:

@@ -49,6 +49,14 @@ def test_the_screen_says_what_stands_and_why() -> None:
     assert shown(canned()) == SCREEN
 
 
+def test_without_a_limit_it_does_not_claim_one() -> None:
+    free = tuple(each for each in canned().settings if each.file != "cpu.max")
+
+    assert "Allowed  BE gets what nobody else wants; X leaves 2.10 CPUs: 4.00 x 95 % - 1.70 used" in shown(
+        canned(settings=free)
+    )
+
+
 NETWORK = """\
 UPLINK  LINK      LS+SYSTEM   BE          BE MAY      DROPS  WHY
 eth0    1 Gbit/s  200 Mbit/s  300 Mbit/s  700 Mbit/s  8      the target less what LS and system use
