@@ -1,7 +1,8 @@
 """Recorded snapshots through the governors: the same input leads to the same writes, for the same reasons.
 
 tests/data/steps.trace.jsonl is what the governors saw on the plant of `qosd.simulate` while LS went between
-10 and 70 % of 4 CPUs. Where a change of the law is meant, `qosctl replay tests/data/steps.trace.jsonl
+10 and 70 % of 4 CPUs; guest.trace.jsonl what `qosctl record` saw in a Debian guest of 2 emulated CPUs, with a burst
+of LS for 12 of its 32 seconds. Where a change of the law is meant, `qosctl replay tests/data/steps.trace.jsonl
 --config FILE` prints the new golden text (with enforce = "max" in FILE), and its diff belongs in the commit.
 """
 
@@ -22,8 +23,12 @@ QUOTA = decode('[cpu.bandwidth]\nenforce = "max"')
 TRACE = (DATA / "steps.trace.jsonl").read_bytes().splitlines()
 
 
-def test_a_recorded_trace_leads_to_the_plans_it_always_did() -> None:
-    assert lines(tuple(replay(QUOTA, load(TRACE)))) == (DATA / "steps.golden.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["steps", "guest"])
+def test_a_recorded_trace_leads_to_the_plans_it_always_did(name: str) -> None:
+    trace = (DATA / f"{name}.trace.jsonl").read_bytes().splitlines()
+    golden = (DATA / f"{name}.golden.txt").read_text().splitlines()
+
+    assert lines(tuple(replay(QUOTA, load(trace)))) == golden
 
 
 def test_another_target_leaves_be_less_on_the_same_trace() -> None:
