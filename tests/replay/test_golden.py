@@ -2,8 +2,8 @@
 
 tests/data/steps.trace.jsonl is what the governors saw on the plant of `qosd.simulate` while LS went between
 10 and 70 % of 4 CPUs; guest.trace.jsonl what `qosctl record` saw in a Debian guest of 2 emulated CPUs, with a
-burst of LS for 12 of its 32 seconds. Where a change of the law is meant, `qosctl replay --config FILE TRACE` prints
-the new golden text (with enforce = "max" in FILE), and its diff belongs in the commit.
+burst of LS for 12 of its 32 seconds. Where a change of the law is meant, `qosctl replay --config FILE TRACE`
+prints the new golden text (with enforce = "max" in FILE), and its diff belongs in the commit.
 """
 
 from __future__ import annotations
