@@ -16,6 +16,7 @@ from qosd.ebpf.maps import Map, run_time_statistics
 from qosd.model import CgroupId
 from qosd.schema.policy import MAPS_MAX, OBJECT_MAX, Policy
 
+_STATS_ENABLED = "/proc/sys/kernel/bpf_stats_enabled"
 _ID = 8
 _WATCHED = struct.Struct("=I")
 _CALL = struct.Struct("<BBhi")
@@ -39,7 +40,7 @@ class PolicyProbe:
         self._object = loaded
         self._undo = contextlib.ExitStack()
         self._undo.callback(loaded.close)
-        self._undo.enter_context(run_time_statistics(library))
+        _time_programs(library, self._undo)
         self._watched: frozenset[CgroupId] = frozenset()
 
     @classmethod
@@ -89,6 +90,23 @@ class PolicyProbe:
 
     def close(self) -> None:
         self._undo.close()
+
+
+def _time_programs(library: Library, undo: contextlib.ExitStack) -> None:
+    """Have the kernel time BPF programs: what cannot be measured cannot be limited, and is not loaded.
+
+    BPF_ENABLE_STATS wants CAP_SYS_ADMIN (bpf_enable_stats() in kernel/bpf/syscall.c), which the unit does not
+    have; the administrator's sysctl does the same.
+    """
+    try:
+        undo.enter_context(run_time_statistics(library))
+    except BpfError as error:
+        with contextlib.suppress(OSError), open(_STATS_ENABLED, encoding="ascii") as file:
+            if file.read().strip() == "1":
+                return
+        raise BpfError(
+            f"its cost cannot be measured ({error}): sysctl kernel.bpf_stats_enabled=1, then load it again"
+        ) from error
 
 
 def _key(cgroup: CgroupId) -> bytes:

@@ -63,7 +63,10 @@ def test_a_policy_is_loaded_stays_over_a_reload_and_is_gone_with_the_daemon(gues
     guest.hog(4, "test-ls", "ls.slice")
     guest.hog(4)
 
-    guest.sh("qosctl policy load /etc/qosd/policies/preempted.toml")
+    load = "qosctl policy load /etc/qosd/policies/preempted.toml"
+    guest.sh("sysctl -q -w kernel.bpf_stats_enabled=0")
+    assert "sysctl kernel.bpf_stats_enabled=1" in guest.status_of(load)[1]
+    guest.sh(f"sysctl -q -w kernel.bpf_stats_enabled=1; {load}")
     guest.sh("systemctl reload qosd")
     guest.status_when(lambda status: (values(status).get("preempted.rate") or 0) > 0, tries=60)
     assert "tp_btf/sched_switch for ls" in guest.sh("qosctl policy list")
