@@ -194,13 +194,3 @@ def test_bcc_and_libbpf_see_the_same_load_alike(with_bcc: Guest, share: Path) ->
     assert bcc["hog_ns"] + bcc["unknown_ns"] > 0.9 * libbpf["hog_ns"]
     assert libbpf["events"] > 0
     assert bcc["events"] > 0
-
-
-def test_without_btf_the_daemon_takes_bcc_by_itself(with_bcc: Guest) -> None:
-    with_bcc.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
-    with_bcc.configure("[ebpf]\nmax_overhead_pct = 100.0")
-    with_bcc.sh("systemctl restart qosd", timeout=120)
-    with_bcc.sh(VICTIM)
-    status = with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] > 0, tries=90)
-    assert status["ebpf"]["loader"] == "bcc"
-    assert probes(status) == {"runq": "attached", "reclaim": "absent", "blkio": "absent"}
