@@ -24,7 +24,7 @@ test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both
 	packaging/bootstrap test
 	$(RUN) -m pytest -m native
 	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
-	$(RUN) -m pytest -m vm $(PARALLEL)
+	$(RUN) -m pytest -m vm -p no:randomly $(PARALLEL)
 
 test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
 	$(RUN) -m pytest -m "not vm and not native" $(PARALLEL)
