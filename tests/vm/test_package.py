@@ -121,11 +121,11 @@ def test_purge_leaves_neither_a_file_nor_a_group(vm: Machine) -> None:
 
 def test_an_upgrade_restarts_the_daemon_and_keeps_what_the_administrator_wrote(vm: Machine) -> None:
     vm.run(INSTALL, timeout=300)
-    vm.run("sed -i 's/^mode = .*/mode = \"observe\"/' /etc/qosd/qosd.toml; systemctl disable -q qosd")
+    vm.run("sed -i '0,/^mode = .*/s//mode = \"observe\"/' /etc/qosd/qosd.toml; systemctl disable -q qosd")
     first = vm.run("systemctl show -p MainPID --value qosd").stdout
 
     vm.run(f"{INSTALL} --reinstall", timeout=300)
 
-    assert vm.run("grep ^mode /etc/qosd/qosd.toml").stdout == 'mode = "observe"\n'
+    assert vm.run("grep -m 1 ^mode /etc/qosd/qosd.toml").stdout == 'mode = "observe"\n'
     assert vm.run("systemctl is-enabled qosd", check=False).stdout == "disabled\n"
     assert vm.run("systemctl show -p MainPID --value qosd").stdout != first
