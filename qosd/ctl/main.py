@@ -151,14 +151,15 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
 
 
 @cli.command()
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file", type=click.Path(dir_okay=False), default="trace.jsonl.zst")
 @click.option("--for", "duration", metavar="DURATION", default="1m", show_default=True, help="How long.")
 @as_json
 @use
 def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
     """Write what the daemon sees at every tick to a new FILE, one JSON snapshot a line, for `qosctl replay`.
 
-    A name that ends in .gz is compressed. Ctrl-C ends it early, and the file is whole.
+    FILE is trace.jsonl.zst by default: a name in .zst is compressed by zstd, one in .gz by gzip, any other not
+    at all. Ctrl-C ends it early, and the file is whole.
     """
     from qosd.ctl import trace  # noqa: PLC0415 - the governors
 
