@@ -158,8 +158,8 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
 def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
     """Write what the daemon sees at every tick to a new FILE, one JSON snapshot a line, for `qosctl replay`.
 
-    FILE is trace.jsonl.zst by default: a name in .zst is compressed by zstd, one in .gz by gzip, any other not
-    at all. Ctrl-C ends it early, and the file is whole.
+    FILE is trace.jsonl.zst by default. A name in .zst is compressed by zstd, one in .gz by gzip, others not.
+    Ctrl-C ends it early, and the file is whole.
     """
     from qosd.ctl import trace  # noqa: PLC0415 - the governors
 

@@ -37,7 +37,7 @@ def record(socket: str, file: str, duration_usec: int, *, json: bool) -> None:
                     trace.write(msgspec.json.encode(snapshot) + b"\n")
                     gap = snapshot.tick - seen.last - 1 if seen.ticks else 0
                     seen = Seen(seen.ticks + 1, snapshot.tick, seen.missed + max(gap, 0))
-                trace.flush()  # compressed ones too: what was written so far can be read whatever happens next
+                trace.flush()  # compressed or not: what was written so far can be read whatever comes
         except KeyboardInterrupt:
             pass  # the usual way to end it early; what is in the file is whole
     if json:

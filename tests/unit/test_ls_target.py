@@ -41,7 +41,7 @@ class Host:
         self.decision = governors.Decision((), None)
 
     def tick(self, **populated: bool | None) -> governors.Decision:
-        """With what cgroup.events says: True, False, or None if it cannot be read. By default all have tasks."""
+        """With what cgroup.events says, None if it cannot be read. By default all have tasks."""
         self.ticks += 1
         used = {"web": 2.0, "db": 1.0, "etl": 3.0, "batch": 3.0}
         workloads = tuple(
@@ -113,8 +113,10 @@ def test_of_several_the_lowest_holds_and_ls_without_one_goes_by_the_hosts() -> N
 
 
 def test_the_pool_of_an_ls_workload_may_have_the_target() -> None:
-    pools = f'[[pool]]\nname = "front"\npriority = 0\n{target(60)}\n[[pool]]\nname = "last"\nload_high_pct = 100\n'
-    tried = host(pools + rules(web='pool = "front"', db='pool = "front"', etl='pool = "last"'))
+    pools = '[[pool]]\nname = "last"\nload_high_pct = 100\n[[pool]]\nname = "front"\npriority = 0\n' + target(
+        60
+    )
+    tried = host(pools + "\n" + rules(web='pool = "front"', db='pool = "front"', etl='pool = "last"'))
     for _ in range(3):
         decision = tried.tick()
 
