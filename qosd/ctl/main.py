@@ -187,8 +187,15 @@ def replay(file: str, config: str, against: str | None, json: bool) -> None:  # 
 @click.argument("scenario", required=False)
 @click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
 @click.option("--for", "duration", metavar="DURATION", help="How long, of the simulated time.")
+@click.option("--static", is_flag=True, help="The same load under settings that nobody changes, too.")
 @as_json
-def simulate(scenario: str | None, config: str, duration: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+def simulate(
+    scenario: str | None,
+    config: str,
+    duration: str | None,
+    static: bool,  # noqa: FBT001 - as above
+    json: bool,  # noqa: FBT001 - as above
+) -> None:
     """The governors against a model of a host under a load: hours in seconds, nothing is touched.
 
     SCENARIO is one of those that it lists without one. The model: CPUs are one fluid without caches, SMT or
@@ -199,7 +206,7 @@ def simulate(scenario: str | None, config: str, duration: str | None, json: bool
     from qosd.ctl import simulation  # noqa: PLC0415 - the governors
 
     usec = None if duration is None else whole_duration(duration)
-    simulation.show(scenario, config, usec, json=json)
+    simulation.show(scenario, simulation.Asked(config, usec, static), json=json)
 
 
 for _command in (feed.feed, policy.policy, steer.reload, steer.pause, steer.resume, steer.restore, run.run):

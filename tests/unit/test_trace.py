@@ -282,6 +282,16 @@ def test_simulate_lists_its_scenarios_and_runs_one(config: str) -> None:
     assert 0 < figures["be_pct"] < 100
 
 
+def test_simulate_shows_static_modes_beside_qosd(config: str) -> None:
+    words = ["simulate", "--config", config, "--for", "70s", "--static", "step"]
+    rows = [line.split("  ")[0] for line in qosctl(*words).output.splitlines()[1:]]
+    figures = json.loads(qosctl(*words, "--json").output)
+
+    assert rows == list(figures)
+    assert rows[:2] == ["qosd", "same weight"]
+    assert figures["same weight"]["ls_delay_p99_ms"] > figures["qosd"]["ls_delay_p99_ms"]
+
+
 def test_an_unknown_scenario_is_refused_with_those_there_are(config: str) -> None:
     result = qosctl("simulate", "--config", config, "stedy")
 
