@@ -193,12 +193,10 @@ class _Host:
     def _workloads(self) -> Iterator[Workload]:
         for rule in self.rules:
             usage = round(self.usage[rule.name] * 1e6)
-            sample = CgroupSample(
-                self.ids[rule.name], rule.match[0], CpuStat(usage, usage, 0), populated=True
-            )
+            sample = CgroupSample(self.ids[rule.name], rule.match[0], CpuStat(usage, usage, 0))
             watched = governors.WATCHED[rule.tier]
             files = {file: text for file, text in self.files[rule.name].items() if file in watched}
-            yield Workload(rule.name, rule.tier, rule.priority, sample, files)
+            yield Workload(rule.name, rule.tier, rule.priority, sample, files, {"populated": 1})
 
     def used(self, tier: Tier) -> float:
         return sum(self.usage[name] for name in self._names[tier])

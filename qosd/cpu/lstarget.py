@@ -81,10 +81,10 @@ def _asked(config: Config) -> dict[str, tuple[float, str | None]]:
 
 def _has_tasks(prev: Snapshot | None, workload: Workload) -> bool:
     """What is not known is as it was in the tick before, and else no reason to tighten."""
-    populated = workload.sample.populated
+    populated = workload.events.get("populated")
     if populated is None and prev is not None and (before := prev.workload(workload.id)) is not None:
-        populated = before.sample.populated
-    return populated is True
+        populated = before.events.get("populated")
+    return populated == 1
 
 
 def _held(config: Config, pct: float, *, whole: bool) -> Config:

@@ -26,7 +26,7 @@ def section(cpu: CpuView) -> Iterator[RenderableType]:
             "bold",
         )
     if cpu.target is not None:
-        yield Text(f"Target for LS and BE together: at most {cpu.target.pct:g} %, {words(cpu.target)}")
+        yield Text(f"LS, system and BE together are held to {cpu.target.pct:g} %: {words(cpu.target)}")
     if cpu.pools:
         yield _pools(cpu.pools)
     for burst in cpu.bursts[:_ROWS]:
@@ -79,5 +79,5 @@ def sentences(cpu: CpuView, path: str) -> tuple[str, ...]:
     return (
         *pools,
         *bursts,
-        f"BE is held to {target.pct:g} % of the host together with all else: {words(target)}.",
+        f"BE is held to what LS and system leave of {target.pct:g} %: {words(target)}.",
     )

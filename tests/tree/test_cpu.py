@@ -257,6 +257,22 @@ def test_a_be_root_that_vanishes_mid_tick_ends_no_tick_and_empties_its_pool(
     assert text_of(box.root / "be.slice/cpu.max") != "max 100000"
 
 
+def test_a_target_of_ls_holds_be_while_it_has_tasks_and_goes_with_the_last_one(
+    boxes: list[Box], tmp_path: Path
+) -> None:
+    """By cgroup.events, as the sensor reads it."""
+    box = box_of(boxes, tmp_path, "", ls="cpu_target_pct = 60")
+    rewrite(box.root / "ls.slice/cgroup.events", "populated 1\nfrozen 0\n")
+    status = box.settle(6, **BUSY)
+
+    assert quota_cores(box) == pytest.approx(0.6 * NR_CPUS - 1.2, abs=0.05)
+    assert status.cpu.target is not None
+    rewrite(box.root / "ls.slice/cgroup.events", "populated 0\nfrozen 0\n")
+    status = box.settle(2, **BUSY)
+    assert status.cpu.target is None
+    assert text_of(box.root / "be.slice/cpu.max") == "max 100000"
+
+
 class TestTopology:
     """Read from /sys/devices/system: at the start, and when a CPU comes or goes."""
 

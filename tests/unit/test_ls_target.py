@@ -30,6 +30,14 @@ def target(pct: float) -> str:
     return f"cpu_target_pct = {pct}"
 
 
+def events(populated: bool | None) -> dict[str, int]:  # noqa: FBT001 - as in cgroup.events
+    return {} if populated is None else {"populated": int(populated)}
+
+
+def usage(seconds: float) -> CpuStat:
+    return CpuStat(round(seconds * 1e6), 0, 0)
+
+
 class Host:
     """Web uses 2 CPUs and db 1, if they have tasks; etl and batch want all."""
 
@@ -49,13 +57,9 @@ class Host:
                 rule.name,
                 rule.tier,
                 0,
-                CgroupSample(
-                    CgroupId(number),
-                    rule.name,
-                    CpuStat(round(used[rule.name] * self.ticks * 1e6), 0, 0),
-                    populated=populated.get(rule.name, True),
-                ),
+                CgroupSample(CgroupId(number), rule.name, usage(used[rule.name] * self.ticks)),
                 FILES,
+                events(populated.get(rule.name, True)),
             )
             for number, rule in enumerate(self.config.workload, 1)
         )
