@@ -73,7 +73,6 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
-    populated: bool | None = None
     memory: MemorySample | None = None
     """Of workloads only."""
     io: dict[str, DiskIo] | None = None
