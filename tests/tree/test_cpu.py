@@ -209,6 +209,22 @@ def test_a_cpu_that_goes_offline_leaves_both_masks(boxes: list[Box], tmp_path: P
     assert text_of(box.root / "be.slice/cpuset.cpus") == "0"
 
 
+def test_cpus_that_a_partition_has_to_itself_are_in_no_mask_of_ours(boxes: list[Box], tmp_path: Path) -> None:
+    """The root's cpuset.cpus.effective is what partitions leave. Where it cannot say, all CPUs count."""
+    box = box_of(boxes, tmp_path, '[cpu.bandwidth]\nenforce = "cpuset"\n[host]\ncpu_target_pct = 100\n')
+    box.settle(6, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "1-3"
+
+    (box.root / "cpuset.cpus.effective").write_text("0-1\n")
+    box.settle(2, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "0-1"
+
+    rewrite(box.root / "cpuset.cpus.effective", "many\n")
+    status = box.settle(8, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "0-1,3", "three again, and the two it is on stay"
+    assert any(sensor.name == "cpuset.cpus.effective" and not sensor.ok for sensor in status.sensors)
+
+
 def test_a_mask_that_stays_the_same_is_written_once(boxes: list[Box], tmp_path: Path) -> None:
     box = box_of(boxes, tmp_path, "", ls="cpus = 2")
     box.settle(20, **BUSY)
