@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import IO
 
@@ -14,18 +14,15 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def create(file: str) -> IO[bytes]:
+def create(file: str) -> IO[bytes] | gzip.GzipFile:
     """A new file to write lines to; what was flushed can be read, whatever happens next."""
     try:
-        return _creator(file)(file, "xb")
+        if file.endswith(".zst"):
+            trace: IO[bytes] = _zstd(file).open(file, "xb")
+            return trace
+        return gzip.open(file, "xb") if file.endswith(".gz") else open(file, "xb")
     except OSError as error:
         raise exits.Failure(f"{file}: {error.strerror}", exits.NO) from None
-
-
-def _creator(file: str) -> Callable[[str, str], IO[bytes]]:
-    if file.endswith(".zst"):
-        return _zstd(file).open  # type: ignore[no-any-return] - a module's function
-    return gzip.open if file.endswith(".gz") else open  # type: ignore[return-value] - GzipFile is no IO[bytes]
 
 
 def lines(file: str) -> Iterator[bytes]:
