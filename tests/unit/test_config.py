@@ -208,6 +208,7 @@ RANGES = [
             '"auto"',
             '"off"',
             '["runq", "blkio"]',
+            '["tcp", "cpi"]',
         ],
         ['"all"', "[]"],
     ),
@@ -226,7 +227,16 @@ RANGES = [
     ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
     *(
         (f"ebpf.baseline.{name}", ['"1us"', '"1min"'], ['"0us"', '"2min"'])
-        for name in ("runq_floor", "runq_cold", "reclaim_floor", "reclaim_cold", "blkio_floor", "blkio_cold")
+        for name in (
+            "runq_floor",
+            "runq_cold",
+            "reclaim_floor",
+            "reclaim_cold",
+            "blkio_floor",
+            "blkio_cold",
+            "tcp_rtt_floor",
+            "tcp_rtt_cold",
+        )
     ),
     ("net.forwarded_mark", ["0x1", "0x80000000"], ["0", "0x3", "0x100000000"]),
 ]
