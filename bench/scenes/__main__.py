@@ -86,7 +86,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="kinds or events, comma-separated")
     parser.add_argument("--limit", type=int, help="so many events at most")
     parser.add_argument("--parts", type=int, default=3, help="boots in which the events are run")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/scenes")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench-scenes")
+    parser.add_argument("--json", type=Path, help="also write every event, its label and its verdicts here")
     parser.add_argument("--kernel", default="6.12")
     parser.add_argument("--fresh", action="store_true", help="run again what was run")
     parser.add_argument("--no-run", action="store_true", help="score what is there")
@@ -121,6 +122,8 @@ def main() -> None:
         print(f"part {number}: {len(mine)} events, a tick {found['tick_ms']} ms, {found['late_ticks']} late")
         scored, ended, wrong = scored + mine, ended + count, wrong + bad
     print("\n".join(report.lines(scored)))
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(scored), indent=1))
     print(f"kills: {ended}, wrong: {len(wrong)}", *wrong, sep="\n")
 
 

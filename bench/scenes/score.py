@@ -96,15 +96,18 @@ def of_verdict(verdict: Verdict) -> Said:
     return Said(verdict.signal, verdict.path, verdict.cause.value, verdict.began_usec, culprit, text)
 
 
-def score(done: list[Done], requests: list[Request], verdicts: list[Said]) -> list[Scored]:
+def belonging(done: list[Done], verdicts: list[Said]) -> list[tuple[Said, ...]]:
     """A verdict belongs to the last event that had begun when it did: one in a gap is held against it."""
     begins = [each.begin_ns // 1000 for each in done]
-    scored = []
-    for number, each in enumerate(done):
-        until = begins[number + 1] if number + 1 < len(done) else 1 << 63
-        mine = tuple(one for one in verdicts if begins[number] <= one.began_usec < until)
-        scored.append(Scored(each, label(requests, each.begin_ns, each.end_ns), mine))
-    return scored
+    spans = zip(begins, [*begins[1:], 1 << 63], strict=True)
+    return [tuple(one for one in verdicts if begin <= one.began_usec < end) for begin, end in spans]
+
+
+def score(done: list[Done], requests: list[Request], verdicts: list[Said]) -> list[Scored]:
+    return [
+        Scored(each, label(requests, each.begin_ns, each.end_ns), said)
+        for each, said in zip(done, belonging(done, verdicts), strict=True)
+    ]
 
 
 def rates(scored: Iterable[Scored]) -> Rates:
