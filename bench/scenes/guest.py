@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from qosd.ctl import client
+from qosd.ctl.exits import Failure
 
 CGROUP = "/sys/fs/cgroup"
 SHARE = "/mnt/share"
@@ -28,6 +29,7 @@ SLICES = {name: f"{name}.slice" for name in ("web", "side", "batch", "keep")} | 
 ACCOUNTING = ("CPUAccounting=yes", "MemoryAccounting=yes", "IOAccounting=yes")
 SETTLE_SECONDS = 36.0
 PATIENCE_SECONDS = 12.0
+TRIES = 5
 OUTCOMES = ("SIGTERM", "cgroup.kill", "cgroup.freeze", "cpu.max")
 
 
@@ -62,7 +64,13 @@ class Watch:
         self.decisions: dict[int, Any] = {}
 
     def ask(self, command: str, **arguments: Any) -> Any:  # noqa: ANN401 - JSON
-        return json.loads(client.ask(client.DEFAULT_SOCKET, command, **arguments))
+        for _ in range(TRIES):
+            try:
+                return json.loads(client.ask(client.DEFAULT_SOCKET, command, **arguments))
+            except Failure as failure:  # noqa: PERF203 - a daemon that memory is short for answers later
+                print(f"qosd: {failure}", file=sys.stderr, flush=True)
+                time.sleep(1)
+        raise SystemExit("qosd does not answer")
 
     def look(self) -> None:
         for snapshot in self.ask("snapshots", after=self._tick):
