@@ -67,7 +67,7 @@ class Watch:
         for _ in range(TRIES):
             try:
                 return json.loads(client.ask(client.DEFAULT_SOCKET, command, **arguments))
-            except Failure as failure:  # noqa: PERF203 - a daemon that memory is short for answers later
+            except Failure as failure:
                 print(f"qosd: {failure}", file=sys.stderr, flush=True)
                 time.sleep(1)
         raise SystemExit("qosd does not answer")
