@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RAM = "1G"
 DISK = "1G"
+ICOUNT = os.environ.get("ICOUNT", "shift=1,sleep=on")
 RESULTS = {"result.json": ".json", "log.bin": ".log", "trace.jsonl.gz": ".trace.jsonl.gz"}
 
 
@@ -46,7 +47,9 @@ def run(events: tuple[Event, ...], deb: Path, kernel: str, stem: Path) -> None:
         shutil.copy(deb, share / "qosd.deb")
         shutil.copy(HERE / "guest.py", share)
         (share / "plan.json").write_bytes(msgspec.json.encode(events))
-        with Machine.boot(kernel=kernel, share=share, memory=RAM, extra_disks=(DISK,)) as machine:
+        with Machine.boot(
+            kernel=kernel, share=share, memory=RAM, extra_disks=(DISK,), icount=ICOUNT
+        ) as machine:
             install = "apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
             machine.run(f"DEBIAN_FRONTEND=noninteractive {install}", timeout=300)
             machine.run(["tee", "/etc/qosd/qosd.toml"], input=(HERE / "qosd.toml").read_bytes())

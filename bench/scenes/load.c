@@ -246,10 +246,10 @@ static void *serve_one(void *argument)
 }
 
 static struct server servers[] = {
-	{ .kind = CPU, .rate = 80, .request = on_cpu },
-	{ .kind = MEMORY, .rate = 40, .request = on_memory },
-	{ .kind = DISK, .rate = 60, .request = on_disk },
-	{ .kind = NET, .rate = 40, .request = on_net },
+	{ .kind = CPU, .rate = 60, .request = on_cpu },
+	{ .kind = MEMORY, .rate = 30, .request = on_memory },
+	{ .kind = DISK, .rate = 50, .request = on_disk },
+	{ .kind = NET, .rate = 30, .request = on_net },
 };
 #define NR_SERVERS (sizeof(servers) / sizeof(*servers))
 
