@@ -10,7 +10,7 @@ import msgspec
 
 HERE = Path(__file__).parent
 _JITTER = 0.15
-_GAP = (4.0, 5.0)
+_GAP = (3.2, 4.0)
 
 
 class Beside(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,9 +27,10 @@ DATA_MIB = 48
 DEVICE = "/dev/disk/by-id/virtio-disk0"
 SLICES = {name: f"{name}.slice" for name in ("web", "side", "batch", "keep")} | {"system": "system.slice"}
 ACCOUNTING = ("CPUAccounting=yes", "MemoryAccounting=yes", "IOAccounting=yes")
-SETTLE_SECONDS = 36.0
+SETTLE_SECONDS = 34.0
 PATIENCE_SECONDS = 12.0
 TRIES = 5
+EVENTS_A_SAVE = 6
 OUTCOMES = ("SIGTERM", "cgroup.kill", "cgroup.freeze", "cpu.max")
 
 
@@ -58,7 +59,8 @@ class Watch:
     """What the daemon says, written down as it goes."""
 
     def __init__(self, trace: str) -> None:
-        self._trace = gzip.open(trace, "wb", compresslevel=1)  # noqa: SIM115 - until close
+        self._trace = trace
+        self._lines: list[bytes] = []
         self._tick = 0
         self.verdicts: dict[int, Any] = {}
         self.decisions: dict[int, Any] = {}
@@ -75,7 +77,7 @@ class Watch:
     def look(self) -> None:
         for snapshot in self.ask("snapshots", after=self._tick):
             self._tick = snapshot["tick"]
-            self._trace.write(json.dumps(snapshot, separators=(",", ":")).encode() + b"\n")
+            self._lines.append(json.dumps(snapshot, separators=(",", ":")).encode() + b"\n")
         self.verdicts |= {each["verdict"]["id"]: each for each in self.ask("verdicts")}
         recent = self.ask("decisions", last=60)
         self.decisions |= {each["id"]: each for each in recent if each["file"] in OUTCOMES}
@@ -85,8 +87,11 @@ class Watch:
         rungs = {each["rung"] for each in interference["rungs"]}
         return not interference["verdicts"] and rungs <= {"idle"} and not interference["killing"]
 
-    def close(self) -> None:
-        self._trace.close()
+    def save(self) -> None:
+        """The trace grows by a whole member of gzip."""
+        with gzip.open(self._trace, "ab", compresslevel=1) as file:
+            file.writelines(self._lines)
+        self._lines = []
 
 
 def prepare() -> tuple[int, list[subprocess.Popen[bytes]]]:
@@ -147,6 +152,23 @@ def calm(watch: Watch, seconds: float) -> None:
     watch.look()
 
 
+def save(watch: Watch, turns: int, done: list[dict[str, Any]]) -> None:
+    """Everything so far, where the host finds it whatever comes."""
+    watch.save()
+    status = watch.ask("status")
+    result = {
+        "turns": turns,
+        "tick_ms": status["tick_ms"],
+        "late_ticks": status["late_ticks"],
+        "done": done,
+        "verdicts": list(watch.verdicts.values()),
+        "decisions": list(watch.decisions.values()),
+    }
+    with open(f"{SHARE}/result.json", "w", encoding="utf-8") as file:
+        json.dump(result, file)
+    shutil.copy(LOG, f"{SHARE}/log.bin")
+
+
 def main() -> None:
     with open(f"{SHARE}/plan.json", encoding="utf-8") as file:
         plan = json.load(file)
@@ -154,32 +176,17 @@ def main() -> None:
     sh("systemctl", "start", "qosd")
     watch = Watch(f"{SHARE}/trace.jsonl.gz")
     calm(watch, SETTLE_SECONDS)
-    done = []
-    try:
-        for event in plan:
-            wall = time.time()
-            begun, ended = run(event, turns)
-            calm(watch, event["gap"])
-            done.append({"event": event, "begin": wall, "begin_ns": begun, "end_ns": ended})
-            print(f"{event['id']}", flush=True)
-    finally:
-        for service in services:
-            service.kill()
-        watch.close()
-        status = watch.ask("status")
-        with open(f"{SHARE}/result.json", "w", encoding="utf-8") as file:
-            json.dump(
-                {
-                    "turns": turns,
-                    "tick_ms": status["tick_ms"],
-                    "late_ticks": status["late_ticks"],
-                    "done": done,
-                    "verdicts": list(watch.verdicts.values()),
-                    "decisions": list(watch.decisions.values()),
-                },
-                file,
-            )
-        shutil.copy(LOG, f"{SHARE}/log.bin")
+    done: list[dict[str, Any]] = []
+    for event in plan:
+        wall = time.time()
+        begun, ended = run(event, turns)
+        calm(watch, event["gap"])
+        done.append({"event": event, "begin": wall, "begin_ns": begun, "end_ns": ended})
+        print(event["id"], flush=True)
+        if len(done) % EVENTS_A_SAVE == 0 or event is plan[-1]:
+            save(watch, turns, done)
+    for service in services:
+        service.kill()
 
 
 if __name__ == "__main__":
