@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
+.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,11 +20,19 @@ $(VENV)/stamp: pyproject.toml packaging/bootstrap
 demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo/report.html (HOST=1: on this host)
 	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
-test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
-	packaging/bootstrap test
+# The images come over the network while the package is built and what needs no quiet machine is tested.
+test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
+	packaging/bootstrap test package
+	$(MAKE) --no-print-directory -j 2 images fast-stage
 	$(RUN) -m pytest -m native
-	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
 	$(RUN) -m pytest -m vm -p no:randomly $(PARALLEL)
+
+fast-stage: deb
+	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
+
+images: $(VENV)/stamp
+	$(RUN) -m qosd.lab build
+	$(RUN) -m qosd.lab build --variant bcc
 
 test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
 	$(RUN) -m pytest -m "not vm and not native" $(PARALLEL)
