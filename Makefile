@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-# Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
+# Tests that share a guest, or need a CPU to themselves, stay on one worker: two guests at a time.
 PARALLEL := -n 2 --dist loadgroup
 
 .PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
@@ -24,7 +24,7 @@ demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo
 test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
 	packaging/bootstrap test package
 	$(MAKE) --no-print-directory -j 2 images fast-stage
-	$(RUN) -m pytest -m native
+	$(RUN) -m pytest -m native $(PARALLEL)
 	$(RUN) -m pytest -m vm -p no:randomly $(PARALLEL)
 
 fast-stage: deb

@@ -16,6 +16,8 @@ settings.register_profile("thorough", max_examples=1000, stateful_step_count=40,
 settings.load_profile(os.environ.get("QOSD_HYPOTHESIS", "fast"))
 
 
+ONE_AFTER_ANOTHER = ("bpf", "native")
+"""They keep CPUs busy and ask who waited; those of `netns` look at rates, and wait for most of their time."""
 LONGEST = (
     "test_mypy_strict_finds_nothing",
     "test_a_day_with_its_swing_runs_in_seconds_and_keeps_be_fed",
@@ -29,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     for item in items:
         if item.get_closest_marker("vm"):
             item.add_marker(pytest.mark.xdist_group(_guest_of(item)))
+        elif item.path.parent.name in ONE_AFTER_ANOTHER:
+            item.add_marker(pytest.mark.xdist_group("one after another"))
     yield
     items.sort(key=_level)
 
