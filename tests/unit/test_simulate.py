@@ -86,7 +86,7 @@ def test_no_static_mode_has_both_ls_wait_less_and_be_do_more(name: str) -> None:
 
 
 def test_what_dominates_is_faster_for_ls_and_has_more_of_be() -> None:
-    at_same_weight = simulate("steady-60", 30, Config())
+    at_same_weight = anew("steady-60", 30, Config())
     slow = msgspec.structs.replace(
         at_same_weight, ls_delay_p99_ms=at_same_weight.ls_delay_p99_ms + 1, be_pct=10
     )
