@@ -137,6 +137,8 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     pgscan_direct: int | None = None
     """/proc/vmstat: pages that the kernel's own reclaim looked at, in the background and in an allocation."""
     page_bytes: int = 4096
+    lru_gen: bool | None = None
+    """Whether the multi-generational LRU runs: there "inactive" says nothing of use. None: not known."""
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):
