@@ -232,8 +232,11 @@ def qosd(extra: str = "") -> None:
     )
     sections = "" if "page_cache" in extra else extra
     Path("/etc/qosd/qosd.toml").write_text(f'[memory]\nstat_interval = "1s"\n{sections}\n{rules}')
-    run("systemctl", "restart", "qosd")
-    until(lambda: '"mode":"enforce"' in run("qosctl", "status", "--json").replace(" ", ""), 60)
+    if subprocess.run(["systemctl", "-q", "is-active", "qosd"], check=False).returncode == 0:
+        run("qosctl", "reload")
+        return
+    run("systemctl", "start", "qosd")
+    until(lambda: json.loads(run("qosctl", "status", "--json"))["mode"] == "enforce", 60)
 
 
 def ram() -> float:
@@ -249,8 +252,8 @@ def protect(mode: str) -> dict[str, float]:
     clean()
     files = (real("read", 80), real("map", 40))
     start(LS, "ls", "hot", *files, RUN / "ls", 4)
-    if mode == "qosd":
-        qosd()
+    if mode != "none":
+        qosd('[memory.protection]\nenforce = "low"' if mode == "low" else "")
     until(lambda: told("ls") >= WARM)
     start(BE, "be", "stream", hole("stream", 450), RUN / "be")
     before, events, streamed = stat(LS), _low_events(), told("be")
@@ -309,8 +312,8 @@ def reclaim(mode: str) -> dict[str, float | None]:
     qosd()
     time.sleep(3)
     held, first = cache(BE), _pace(10)
-    qosd('page_cache_high = "100MiB"\npage_cache_low = "90MiB"\n')
     before, waited, begun = stat(BE), stalled(LS), time.monotonic()
+    qosd('page_cache_high = "100MiB"\npage_cache_low = "90MiB"\n')
     second = _pace(45)
     time.sleep(5)
     after = stat(BE)

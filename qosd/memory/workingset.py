@@ -4,7 +4,7 @@ New pages count as used at once. What may be cold is what the kernel's own list 
 nobody maps), and it is believed only for pages that stay there: the largest value is kept and fades, so that
 a lull does not give the set away. With the multi-generational LRU nothing is believed: pages that are only
 read (not mapped) stay in the two oldest generations, which are shown as inactive, however often they are
-read (lru_gen_folio_seq() in include/linux/mm_inline.h; folio_mark_accessed() only counts). Nor is it while
+read (lru_gen_add_folio() in include/linux/mm_inline.h; folio_mark_accessed() only counts). Nor is it while
 evicted pages come back: the kernel moves used pages to the inactive list, too, to see.
 """
 
