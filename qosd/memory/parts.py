@@ -80,25 +80,35 @@ def follow(
     return following, max(refaulted, of_wholes)
 
 
+class Demand(msgspec.Struct, frozen=True, gc=False):
+    bytes: int
+    most: int | None = None
+    """From each."""
+    hurry: bool = False
+    """The host lacks memory: no time for probes."""
+
+
 def choose(
-    reclaim: Reclaiming, known: dict[CgroupId, Known], now: Snapshot, size: int, most: int | None
+    reclaim: Reclaiming, known: dict[CgroupId, Known], now: Snapshot, demand: Demand
 ) -> tuple[Target, ...]:
-    """Who gives what of so many bytes: those that use no CPU first, then the largest; `most` from each."""
+    """Who gives what: those that use no CPU first, then the largest."""
     targets: list[Target] = []
+    left = demand.bytes
     for cgroup_id, each in sorted(known.items(), key=lambda item: (not item[1].idle, -item[1].clean)):
-        wanted = min(size, each.clean, each.pace, each.pace if most is None else most)
-        if wanted >= WORTH and _may(reclaim, now, each):
+        pace = int(reclaim.rate) if demand.hurry else each.pace
+        wanted = min(left, each.clean, pace, pace if demand.most is None else demand.most)
+        if wanted >= WORTH and _may(reclaim, now, each, hurry=demand.hurry):
             targets.append(Target(cgroup_id, each.path, wanted))
-            size -= wanted
+            left -= wanted
     return tuple(targets)
 
 
-def _may(reclaim: Reclaiming, now: Snapshot, each: Known) -> bool:
+def _may(reclaim: Reclaiming, now: Snapshot, each: Known, *, hurry: bool) -> bool:
     """Not held, and what was taken from one that works had time to be missed."""
     if now.monotonic_usec < each.held_until:
         return False
     since = None if each.asked_usec is None else now.monotonic_usec - each.asked_usec
-    return bool(each.idle) or since is None or since >= reclaim.settle
+    return hurry or bool(each.idle) or since is None or since >= reclaim.settle
 
 
 def held(known: dict[CgroupId, Known], now: Snapshot) -> Known | None:
@@ -185,6 +195,8 @@ def _paced(reclaim: Reclaiming, each: Known, part: Part) -> Known:
     least = int(reclaim.chunk if each.idle else reclaim.probe)
     if part.freed < part.asked * _POOR:
         return msgspec.structs.replace(each, pace=max(each.pace // 2, least))
+    if part.asked > each.pace:
+        return each  # in a hurry: that says nothing of the next probe
     return msgspec.structs.replace(each, pace=max(each.pace, min(part.asked * 2, int(reclaim.rate)), least))
 
 

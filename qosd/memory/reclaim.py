@@ -12,7 +12,7 @@ import msgspec
 
 from qosd.config import Config, WorkloadRule
 from qosd.memory import brake, parts
-from qosd.memory.parts import WORTH, Target
+from qosd.memory.parts import WORTH, Demand, Target
 from qosd.memory.track import Track, follow
 from qosd.model import CgroupId, Snapshot, Tier, Workload
 from qosd.plan import Input, Reason
@@ -65,6 +65,8 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     bytes: int
     text: str
     for_host: bool
+    hurry: bool = False
+    """The host lacks memory, whatever else is the reason."""
 
 
 def decide(
@@ -170,14 +172,17 @@ def _want(rule: WorkloadRule | None, workload: Workload, track: Track, missing: 
     marks = watermarks(rule)
     # What is not worth asking for is no reason to go on: it would stay above the low watermark for ever.
     if marks is not None and stat.page_cache > (marks.low + WORTH if track.active else marks.high):
+        hurry = missing > 0 and workload.tier is Tier.BE
+        above = stat.page_cache - marks.low
         return Want(
-            stat.page_cache - marks.low,
+            min(above, missing) if hurry else above,
             f"{_mib(stat.page_cache)} of page cache, to go down to page_cache_low = {_mib(marks.low)}",
             for_host=False,
+            hurry=hurry,
         )
     if missing > 0 and workload.tier is Tier.BE and stat.page_cache > 0:
         text = f"{_mib(stat.page_cache)} of page cache while the host lacks {_mib(missing)} to its watermark"
-        return Want(min(stat.page_cache, missing), text, for_host=True)
+        return Want(min(stat.page_cache, missing), text, for_host=True, hurry=True)
     return None
 
 
@@ -202,8 +207,8 @@ def _judge(
     stale = track.looked_usec is None or now.monotonic_usec - track.looked_usec > _STALE
     if clean < WORTH or (not stale and all(each.clean < WORTH for each in track.parts.values())):
         return None, track, Standing(workload.id, "nothing", f"{want.text}; none of it is clean and unmapped")
-    most = min(want.bytes, clean, budget)
-    targets = parts.choose(config.memory.reclaim, track.parts, now, most, _step(config, now, state))
+    demand = Demand(min(want.bytes, clean, budget), _step(config, now, state), want.hurry)
+    targets = parts.choose(config.memory.reclaim, track.parts, now, demand)
     if not targets and not stale:
         return None, track, Standing(workload.id, "reclaiming", f"{want.text}; more of it in the next tick")
     swappiness = None if state.swappiness_key is False else 0

@@ -250,6 +250,25 @@ def test_a_refused_reclaim_is_told_and_ends_nothing(boxes: Any, error: int) -> N
     assert box.engine.failed is False
 
 
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.EACCES])
+def test_a_worker_that_can_open_nothing_asks_nothing_and_tries_again_later(boxes: Any, error: int) -> None:
+    """Case 47, for the part that is not on the tick's thread."""
+    box = boxes(config(hold=5_000_000))
+    box.use("be", inactive_file=300)
+
+    def no_more_files(call: Call) -> None:
+        if call.name == "open" and threading.current_thread().name.startswith("qosd-reclaim"):
+            raise OSError(error, os.strerror(error))
+
+    box.sys.hooks.append(no_more_files)
+    status = box.settle(6)
+    assert of(status, "be.slice").errors == {"failed": 1}
+    assert box.cache() == 300
+    box.sys.hooks.clear()
+    box.settle(16)
+    assert box.cache() <= 151
+
+
 def test_less_than_asked_is_no_failure(boxes: Any) -> None:
     """EAGAIN: half of it is dirty, and stays."""
     box = boxes(config())

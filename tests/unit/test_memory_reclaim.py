@@ -127,6 +127,14 @@ def test_what_works_gives_a_probe_and_twice_as_much_only_after_nothing_came_back
     assert seen == [1, 2, 4, 8]
 
 
+def test_while_the_host_lacks_memory_there_is_no_time_for_probes() -> None:
+    host = Host(changed(watermarks(Config(), be=100), "reclaim", free_low_pct=10.0))
+    host.be.inactive, host.be.cores, host.free = 900, 0.5, 60
+    assert asked(host, 3) == 2 * 68 * MIB
+    host.free = 500
+    assert asked(host, 20) <= 7 * MIB, "and what was taken in a hurry says nothing of what is cold"
+
+
 def below_be(host: Host) -> tuple[Group, Group]:
     """A job that works on what it holds, and one that sleeps on it."""
     hot = Group(CgroupId(11), "be.slice/hot.service", Tier.BE)
