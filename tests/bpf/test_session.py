@@ -8,21 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from bpf.test_runq import run_victim_and_hog
 
 from qosd.config import Config, decode
 from qosd.ebpf.session import Session, open_session
 from qosd.model import CgroupSample, HostSample, Probed, Snapshot, Tier, Workload
 from qosd.probes import Probes
 from qosd.schema.units import Duration
-
-HOG = "while True: pass"
-VICTIM = """
-import time
-for _ in range(100):
-    end = time.perf_counter() + 0.003
-    while time.perf_counter() < end: pass
-    time.sleep(0.001)
-"""
 
 
 def snapshot(**cgroups: Any) -> Snapshot:
@@ -35,16 +27,9 @@ def snapshot(**cgroups: Any) -> Snapshot:
 
 
 def opened(text: str = "") -> Session:
-    return open_session(decode(text).ebpf)
-
-
-def contend(victim: Any, hog: Any) -> None:
-    burning = hog.run(HOG, cpu=1)
-    try:
-        assert victim.run(VICTIM, cpu=1).wait(timeout=60) == 0
-    finally:
-        burning.kill()
-        burning.wait()
+    session = open_session(decode(text).ebpf)
+    assert isinstance(session, Session)
+    return session
 
 
 def by_name(session: Session, now: Snapshot) -> dict[str, Probed]:
@@ -57,7 +42,7 @@ def test_a_tick_has_the_waits_of_both_tiers_and_who_had_the_cpu(cgroup: Callable
     session = opened("[ebpf]\nmax_overhead_pct = 100.0")
     try:
         by_name(session, snapshot(ls=ls, be=be))
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         probed = by_name(session, snapshot(ls=ls, be=be))
         quiet = by_name(session, snapshot(ls=ls, be=be))
     finally:
@@ -82,7 +67,7 @@ def test_a_long_wait_of_ls_for_be_wakes_the_loop_and_is_counted_as_bes(cgroup: C
         fd = probes.fileno()
         assert fd is not None
         poll.register(fd, select.EPOLLIN)
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         assert [each for each, _ in poll.poll(1)] == [fd]
         waits = probes.events()
     finally:
@@ -101,7 +86,7 @@ def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(
     try:
         by_name(session, snapshot(ls=ls, be=be))
         both = by_name(session, snapshot(ls2=later, be=be))
-        contend(later, be)
+        run_victim_and_hog(later, be)
         after = by_name(session, snapshot(ls2=later, be=be))
     finally:
         session.close()
@@ -116,6 +101,7 @@ def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[st
     easily = msgspec.structs.replace(Config().ebpf.baseline, runq_cold=Duration(1_000))
     config = msgspec.structs.replace(Config().ebpf, probes=("runq",), max_overhead_pct=1e-6, baseline=easily)
     session = open_session(config)
+    assert isinstance(session, Session)
     poll = select.epoll()
     try:
         assert session.fd is not None
@@ -123,7 +109,7 @@ def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[st
         first = snapshot(ls=ls, be=be)
         session.sample(first)
         assert session.detach_too_dear(first) == ()
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         assert len(poll.poll(1)) == 1
         later = msgspec.structs.replace(first, monotonic_usec=first.monotonic_usec + 10_000_000)
         session.sample(later)
@@ -142,8 +128,12 @@ def test_a_loader_that_is_not_there_is_a_sentence() -> None:
     """bcc is asked for by name on a machine without it."""
     probes = Probes(decode('[ebpf]\nloader = "bcc"'))
     probes.open()
+    assert "bcc is compiling" in str(probes.view(snapshot(), ()).why)
     try:
-        state = probes.view(snapshot(), ())
+        deadline = time.monotonic() + 60
+        while "compiling" in str((state := probes.view(snapshot(), ())).why) and time.monotonic() < deadline:
+            probes.sample(snapshot())
+            time.sleep(0.05)
     finally:
         probes.close()
     if state.loader is None:
