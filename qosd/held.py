@@ -122,8 +122,9 @@ class Held:
         older = [tick.ids for tick in self._seen][:-_YOUNG_TICKS]
         old = frozenset[CgroupId]().union(*older)
         limited = [each for each in below.values() if each.cpu is not None and each.cpu.nr_periods]
-        young = [each for each in below.values() if older and each.id not in old]
-        return [*limited, *(each for each in young if each not in limited)][:_LIMITED]
+        asked = {each.id for each in limited}
+        young = [each for each in below.values() if older and each.id not in old and each.id not in asked]
+        return [*limited, *young][:_LIMITED]
 
     def _ancestors(self, victim: Workload, since: Snapshot) -> list[CgroupSample]:
         noted = next((tick.above for tick in self._seen if tick.snapshot is since), {})
