@@ -132,8 +132,9 @@ class Held:
     def _present(self, since: Snapshot) -> frozenset[CgroupId]:
         """What was there when the evidence begins, or came later."""
         ticks = [tick for tick in self._seen if tick.snapshot.monotonic_usec >= since.monotonic_usec]
-        roots = {each.id for tick in ticks for each in (*tick.snapshot.workloads, *tick.above.values())}
-        return frozenset(roots).union(*(tick.ids for tick in ticks))
+        roots = {workload.id for tick in ticks for workload in tick.snapshot.workloads}
+        above = {sample.id for tick in ticks for sample in tick.above.values()}
+        return frozenset(roots | above).union(*(tick.ids for tick in ticks))
 
     def _ancestors(self, victim: Workload, since: Snapshot) -> list[CgroupSample]:
         noted = next((tick.above for tick in self._seen if tick.snapshot is since), {})
