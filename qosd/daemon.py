@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from qosd import journal as journal_module
-from qosd.audit import log_record, log_restored
+from qosd.audit import log_record, log_restored, log_sensors
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine
@@ -89,6 +89,7 @@ class Daemon:
             part.recall()
         self._config_error: str | None = None
         self._logged = 0
+        self._silent: frozenset[str] = frozenset()
         self._stopping = False
         self._reload_asked = False
         self._watchdog = os.environ.get("WATCHDOG_USEC") is not None
@@ -203,6 +204,7 @@ class Daemon:
             self._give_up()
             return
         self._log()
+        self._silent = log_sensors(self._silent, status.sensors)
         for part in self._learned:
             part.save_if_due()
         self.tick_times.add(status.tick_ms)
@@ -351,7 +353,9 @@ def notify(state: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            # A PID 1 that does not read must not hold up the loop once the socket's queue is full.
+            where = "\0" + address[1:] if address.startswith("@") else address
+            sock.sendto(state.encode(), socket.MSG_DONTWAIT, where)
         except OSError as error:
             log.debug("sd_notify: %s, ignoring", error)
 

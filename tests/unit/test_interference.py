@@ -396,6 +396,12 @@ def test_of_too_few_waits_nothing_follows() -> None:
     assert (signal.kind, signal.value) == (Kind.IO, 0)
 
 
+def test_long_round_trips_are_held_against_nobody() -> None:
+    """Their cause may be at the other end."""
+    long = Reading(LS, "ls.slice", "tcp_rtt", 300, 9e6, 2000.0, 500.0, breach=True)
+    assert heard.signals(Stage(config()).snapshot(), (long,), 20) == ()
+
+
 def test_a_fed_value_is_a_signal_where_it_has_an_objective_and_is_known_and_new() -> None:
     now = Stage(config()).snapshot()
     feeds = (
