@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-oom clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -73,6 +73,10 @@ bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netl
 
 bench-memory: $(VENV)/stamp deb ## LS page cache under a streaming BE, and background reclaim, in the VM
 	$(RUN) -m bench.memory $(ARGS)
+
+bench-oom: $(VENV)/stamp deb ## who ends a hog of memory, and what LS feels of it: the kernel, qosd, four other daemons (VM)
+	packaging/bootstrap lab
+	$(RUN) -m bench.oom $(ARGS)
 
 bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, and by the tick alone (in the lab's guest)
 	packaging/bootstrap lab
