@@ -177,10 +177,10 @@ def start_up() -> dict[str, float]:
     }
 
 
-def at_rest(seconds: int) -> dict[str, float]:
-    """Memory after a scrape and CPU of a daemon that watches 100 idle cgroups."""
+def at_rest(seconds: int, count: int) -> dict[str, float]:
+    """Memory after a scrape, open files and CPU of a daemon that watches so many idle cgroups."""
     with (
-        tree(100) as top,
+        tree(count) as top,
         tempfile.TemporaryDirectory() as directory,
         daemon(top, Path(directory)) as (process, _),
     ):
@@ -191,6 +191,8 @@ def at_rest(seconds: int) -> dict[str, float]:
         time.sleep(seconds)
         used = (cpu_seconds(process.pid) - cpu) / (time.monotonic() - start)
         return {
+            "cgroups": count,
+            "open files": len(os.listdir(f"/proc/{process.pid}/fd")),
             "RSS MiB before a scrape": before_scrape,
             "RSS MiB after": rss_mib(process.pid),
             "CPU % of a core": used * 100,
@@ -217,18 +219,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=int, default=30, help="how long to watch an idle daemon")
     arguments = parser.parse_args()
-    result = {
-        "tick": [tick_cost(count) for count in (10, 100, 1000)],
-        "start": start_up(),
-        "rest": at_rest(arguments.seconds),
+    result: dict[str, list[dict[str, float]]] = {
+        "tick": [tick_cost(count) for count in (10, 100, 1000, 10_000)],
+        "start": [start_up()],
+        "rest": [at_rest(arguments.seconds, count) for count in (100, 10_000)],
     }
     if arguments.json:
         print(json.dumps(result, indent=1))
         return
-    for row in result["tick"]:  # type: ignore[union-attr]
-        print("  ".join(f"{name} {value:.3g}" for name, value in row.items()))  # type: ignore[union-attr]
-    for name in ("start", "rest"):
-        print("  ".join(f"{key} {value:.3g}" for key, value in result[name].items()))  # type: ignore[union-attr]
+    for rows in result.values():
+        for row in rows:
+            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
 
 if __name__ == "__main__":

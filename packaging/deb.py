@@ -35,6 +35,9 @@ UNWANTED = (
     "bin",  # launchers with the building machine's interpreter
     "qosd/lab",  # the test machine's side of the project
     "psutil/tests",
+    "backports/zstd/_cffi",  # for PyPy
+    "backports/zstd/zipfile",  # copies of whole modules of Python that know zstd
+    "backports/zstd/tarfile.py",
     "*.dist-info/RECORD",  # no longer true after this list
     "*.dist-info/direct_url.json",  # the wheel's path on the building machine
     "*.dist-info/INSTALLER",

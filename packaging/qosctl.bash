@@ -4,7 +4,7 @@ _qosctl() {
     local -A options=(
         [check]='--json' [decisions]='--since --path --json' [doctor]='--config --json'
         [explain]='--file --verdict --json' [pause]='--json'
-        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json' [verdicts]='--since --json' [victims]='--json'
+        [reload]='--json' [restore]='--json' [resume]='--json' [record]='--for --json' [replay]='--config --against --json' [run]='--user' [simulate]='--config --for --static --json' [status]='--watch --json' [feed]='--unit --json' [policy]='--json' [top]='--ticks --json' [verdicts]='--since --json' [victims]='--json'
     )
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do

@@ -262,8 +262,6 @@ def _check_cpu_of_workloads(config: Config) -> str | None:
             return f"{key}.cpus: only LS can have CPUs of its own; {rule.name!r} is {rule.tier}"
         if rule.cpus is not None and config.cpu.cpuset.mode is CpusetMode.NEVER:
             return f'{key}.cpus: cpu.cpuset.mode = "never" keeps qosd from giving {rule.name!r} its CPUs'
-        if rule.cpu_target_pct is not None and rule.tier is not Tier.BE:
-            return f"{key}.cpu_target_pct: only BE has a target of its own; {rule.name!r} is {rule.tier}"
         if rule.pool is None:
             continue
         if rule.pool not in pools:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config
-from qosd.cpu import allowance, bandwidth, burst, cpuset, overrun, pools, squeeze, weight, windows
+from qosd.cpu import allowance, bandwidth, burst, cpuset, lstarget, overrun, pools, squeeze, weight, windows
 from qosd.cpu.view import CpuView
 from qosd.interference import baseline, heard
 from qosd.interference import governor as interference
@@ -73,13 +73,14 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
 def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
     config, opened = windows.apply(config, now)
+    config, target = lstarget.apply(config, prev, now)
     baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     signals = heard.signals(now, readings, config.ebpf.baseline.min_evidence)
     interference_state, found = interference.decide(
         config, prev, now, state.interference, signals, in_trouble=trouble(config, prev, now).both
     )
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
-    granted = windows.explained(granted, opened)
+    granted = lstarget.explained(windows.explained(granted, opened), target)
     squeeze_state, left = squeeze.decide(config, now, granted, state.squeeze)
     left = allowance.squeezed(config, left, found.answer.squeeze)
     pools_state, budgets, pool_views = pools.decide(config, prev, now, left, state.pools)
@@ -116,7 +117,7 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     following = msgspec.structs.replace(
         following, io=io_state, interference=interference_state, squeeze=squeeze_state
     )
-    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns))
+    view = CpuView(opened, pool_views, bursts, overrun.ineffective(now, overruns), target)
     return following, Decision(desired, left, view, readings, found, of_memory, squeeze_state.factor)
 
 
@@ -128,6 +129,7 @@ def react(
     The state stays as it is: the next tick comes to the same conclusion from the events in its snapshot.
     """
     config, _ = windows.apply(config, now)
+    config, _ = lstarget.apply(config, prev, now)
     known = state.allowance
     usage = known.history[-1] if known.history else None
     granted = allowance.Allowance(known.cores, usage, Reason(squeeze.RULE, "between two ticks"))

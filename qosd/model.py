@@ -73,7 +73,6 @@ class CgroupSample(msgspec.Struct, frozen=True, gc=False):
     cpu_pressure: Pressure | None = None
     memory_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
-    populated: bool | None = None
     memory: MemorySample | None = None
     """Of workloads only."""
     io: dict[str, DiskIo] | None = None
@@ -137,6 +136,8 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     pgscan_direct: int | None = None
     """/proc/vmstat: pages that the kernel's own reclaim looked at, in the background and in an allocation."""
     page_bytes: int = 4096
+    cpus_shared: tuple[int, ...] | None = None
+    """cpuset.cpus.effective of the root: the online CPUs that no cpuset partition has to itself."""
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):

@@ -28,7 +28,7 @@ from qosd.model import (
     Workload,
 )
 from qosd.schema.cpu import CpusetMode, Enforce
-from qosd.sys import Sys, open_same_cgroup
+from qosd.sys import Sys, open_same_cgroup, read_interface
 from qosd.sysfs import read_topology
 from qosd.watch import (
     CgroupFiles,
@@ -244,6 +244,8 @@ class Sensor:
         wall_seconds = self._sys.time()
         self._follow_rules()
         host = self._host.sample(unknown)
+        if self._host.each_cpu:
+            host = msgspec.structs.replace(host, cpus_shared=self._cpus_shared(unknown))
         workloads = tuple(
             workload
             for root in list(self._roots.values())
@@ -265,6 +267,16 @@ class Sensor:
             round(wall_seconds * 1e6),
             self._local_minutes(wall_seconds, unknown),
         )
+
+    def _cpus_shared(self, unknown: dict[str, str]) -> tuple[int, ...] | None:
+        try:
+            raw = read_interface(self._sys, self._root_fd, "cpuset.cpus.effective")
+            return topology.parse_cpulist(text(raw), "cpuset.cpus.effective")
+        except OSError:
+            return None  # no cpuset controller in this hierarchy
+        except Malformed as error:
+            unknown["cpuset.cpus.effective"] = str(error)
+            return None
 
     def _local_minutes(self, wall_seconds: float, unknown: dict[str, str]) -> dict[str, int]:
         """For each zone that a window names; one that this host does not know is unknown, and said."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -29,6 +29,8 @@ from qosd.replay import as_if_written
 from qosd.response import Edge, Point, response
 from qosd.topology import parse_cpulist
 
+Static = Mapping[Tier, Mapping[str, str]]
+"""By tier the interface files that are not at the kernel's default."""
 LIMITS = ("cpu.max", "cpuset.cpus")
 _DEFAULTS = {
     "cpu.weight": "100",
@@ -69,7 +71,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 SCENARIOS = {
     "steady": Scenario(1800, (Step(1, 30),), step_ms=50),
+    "steady-10": Scenario(1800, (Step(1, 10),), step_ms=50),
     "steady-60": Scenario(1800, (Step(1, 60),), step_ms=50),
+    "steady-80": Scenario(1800, (Step(1, 80),), step_ms=50),
     "coarse": Scenario(1800, (Step(1, 30),), request_usec=10_000, step_ms=50),
     "square": Scenario(600, (Step(5, 20), Step(5, 60))),
     "step": Scenario(1200, (Step(30.3, 10), Step(30.4, 80))),
@@ -189,12 +193,10 @@ class _Host:
     def _workloads(self) -> Iterator[Workload]:
         for rule in self.rules:
             usage = round(self.usage[rule.name] * 1e6)
-            sample = CgroupSample(
-                self.ids[rule.name], rule.match[0], CpuStat(usage, usage, 0), populated=True
-            )
+            sample = CgroupSample(self.ids[rule.name], rule.match[0], CpuStat(usage, usage, 0))
             watched = governors.WATCHED[rule.tier]
             files = {file: text for file, text in self.files[rule.name].items() if file in watched}
-            yield Workload(rule.name, rule.tier, rule.priority, sample, files)
+            yield Workload(rule.name, rule.tier, rule.priority, sample, files, {"populated": 1})
 
     def used(self, tier: Tier) -> float:
         return sum(self.usage[name] for name in self._names[tier])
@@ -227,14 +229,19 @@ class _Loop:
         return allowance, sum(write.key.file in LIMITS for write in plan.writes)
 
 
-def run(scenario: Scenario, config: Config) -> Result:
-    """The whole scenario. Pure: the same arguments give the same result."""
+def run(scenario: Scenario, config: Config, static: Static | None = None) -> Result:
+    """The whole scenario; under `static` these files stand, and nobody changes them.
+
+    The same arguments give the same result.
+    """
     host = _Host(scenario, config)
-    loop = _Loop(host, config)
+    loop = _Loop(host, config) if static is None else None
+    for rule in config.workload:
+        host.files[rule.name] |= (static or {}).get(rule.tier, {})
     interval = int(config.interval) / 1e6
     points: list[Point] = []
     for number in range(1, int(scenario.seconds / interval) + 1):
-        allowance, wrote = loop.tick(number)
+        allowance, wrote = loop.tick(number) if loop is not None else (None, 0)
         start, offered, ls, be = host.now, host.offered, host.used(Tier.LS), host.used(Tier.BE)
         while host.now < number * interval - 1e-9:
             host.advance()

@@ -32,7 +32,7 @@ _PROBE_SEC = 0.5
 
 
 def shape(kind: str, pct: float) -> str:
-    """A schedule of MS:PCT whose mean is `pct`, repeating every 1 s (bursty) or 4 s (stepping)."""
+    """MS:PCT with a mean of `pct`, repeating every 1 s (bursty), 4 s (stepping) or 10 s (square)."""
     match kind:
         case "steady":
             return f"1000:{pct:g}"
@@ -42,6 +42,9 @@ def shape(kind: str, pct: float) -> str:
         case "stepping":
             high = min(1.5 * pct, 95.0)
             return f"2000:{2 * pct - high:g},2000:{high:g}"
+        case "square":
+            high = min(1.5 * pct, 95.0)
+            return f"5000:{2 * pct - high:g},5000:{high:g}"
         case _:
             raise SystemExit(f"unknown shape {kind!r}")
 
@@ -49,7 +52,7 @@ def shape(kind: str, pct: float) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.sched", description=__doc__)
     parser.add_argument("--loads", default="30", help="LS load in per cent of the machine, comma-separated")
-    parser.add_argument("--shapes", default="steady", help="steady, bursty, stepping")
+    parser.add_argument("--shapes", default="steady", help="steady, bursty, stepping, square")
     parser.add_argument("--modes", default=" ".join(STANDARD), help="space-separated, as name:key=value,...")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=4.0, help="measured, of each segment")

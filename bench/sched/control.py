@@ -60,6 +60,9 @@ class LawLoop:
 class Daemon:
     """The real Engine (sense, governors, plan, act, journal) over a mirror of the two groups.
 
+    The groups carry the floor when it starts, as the shipped slices do; otherwise the two ticks that it only
+    looks on would leave LS at 80 % a backlog that outlasts the segment.
+
     The mirror is a directory of v2 interface files: filled from the groups before a tick, and what the tick
     changed in it is written to the groups after. So qosd itself needs to know nothing of cgroup v1.
     """
@@ -73,8 +76,10 @@ class Daemon:
         for name in self._groups:
             os.mkdir(f"{self._dir}/{name}")
             for file, text in _DEFAULTS.items():
-                self._held[f"{name}/{file}"] = text
-                self._put(f"{name}/{file}", text)
+                held = _FLOOR.get((name, file), text)
+                self._held[f"{name}/{file}"] = held
+                self._put(f"{name}/{file}", held)
+                _set(self._groups[name], file, held)
         self._fill()
         sys = Sys()
         self._root_fd = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -122,6 +127,9 @@ _DEFAULTS = {
     "cpu.max.burst": "0",
     "cpuset.cpus": "",
 }
+
+_FLOOR = {("ls.slice", "cpu.weight"): "1000", ("be.slice", "cpu.idle"): "1"}
+"""What systemd/ls.slice and systemd/be.slice say."""
 
 
 def _set(group: Group, file: str, text: str) -> None:

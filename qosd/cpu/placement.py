@@ -30,7 +30,10 @@ def layout(prev: Snapshot | None, now: Snapshot) -> Layout | None:
     if not online:
         return None
     topology = now.host.topology or Topology(tuple((cpu,) for cpu in online), (online,))
-    return Layout(online, topology, _busy(prev, now))
+    shared = now.host.cpus_shared
+    # A CPU of somebody's partition in a mask of ours would be none, or would break the partition.
+    free = tuple(cpu for cpu in online if shared is None or cpu in shared)
+    return Layout(free or online, topology, _busy(prev, now))
 
 
 def _busy(prev: Snapshot | None, now: Snapshot) -> dict[int, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from qosd.cpu.burst import BurstView
+from qosd.cpu.lstarget import TargetView
 from qosd.cpu.overrun import OverrunView
 from qosd.cpu.pools import PoolView
 from qosd.cpu.windows import WindowView
@@ -17,3 +18,5 @@ class CpuView(msgspec.Struct, frozen=True, gc=False):
     bursts: tuple[BurstView, ...] = ()
     """LS workloads with a limit of their own, while `[cpu.burst]` is on."""
     ineffective: tuple[OverrunView, ...] = ()
+    target: TargetView | None = None
+    """Of an LS workload; None while none that has one is here."""

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from qosd.cpu.burst import BurstView
+from qosd.cpu.lstarget import words
 from qosd.cpu.pools import PoolView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import duration
@@ -24,6 +25,8 @@ def section(cpu: CpuView) -> Iterator[RenderableType]:
             f"Window {window.name} is open for {duration(window.left_minutes)}{zone}: {window.changes}",
             "bold",
         )
+    if cpu.target is not None:
+        yield Text(f"LS, system and BE together are held to {cpu.target.pct:g} %: {words(cpu.target)}")
     if cpu.pools:
         yield _pools(cpu.pools)
     for burst in cpu.bursts[:_ROWS]:
@@ -70,4 +73,11 @@ def sentences(cpu: CpuView, path: str) -> tuple[str, ...]:
         if path in pool.paths
     ]
     bursts = [f"As to cpu.max, {burst_sentence(burst)}." for burst in cpu.bursts if burst.path == path]
-    return (*pools, *bursts)
+    target = cpu.target
+    if target is None or target.path != path:
+        return (*pools, *bursts)
+    return (
+        *pools,
+        *bursts,
+        f"BE is held to what LS and system leave of {target.pct:g} %: {words(target)}.",
+    )

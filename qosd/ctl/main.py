@@ -151,14 +151,15 @@ def doctor(options: Options, config: str, json: bool) -> None:  # noqa: FBT001 -
 
 
 @cli.command()
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file", type=click.Path(dir_okay=False), default="trace.jsonl.zst")
 @click.option("--for", "duration", metavar="DURATION", default="1m", show_default=True, help="How long.")
 @as_json
 @use
 def record(options: Options, file: str, duration: str, json: bool) -> None:  # noqa: FBT001 - as above
     """Write what the daemon sees at every tick to a new FILE, one JSON snapshot a line, for `qosctl replay`.
 
-    A name that ends in .gz is compressed. Ctrl-C ends it early, and the file is whole.
+    FILE is trace.jsonl.zst by default. A name in .zst is compressed by zstd, one in .gz by gzip, others not.
+    Ctrl-C ends it early, and the file is whole.
     """
     from qosd.ctl import trace  # noqa: PLC0415 - the governors
 
@@ -186,8 +187,15 @@ def replay(file: str, config: str, against: str | None, json: bool) -> None:  # 
 @click.argument("scenario", required=False)
 @click.option("--config", default=_DEFAULT_CONFIG, show_default=True, help="The configuration to try.")
 @click.option("--for", "duration", metavar="DURATION", help="How long, of the simulated time.")
+@click.option("--static", is_flag=True, help="The same load under settings that nobody changes, too.")
 @as_json
-def simulate(scenario: str | None, config: str, duration: str | None, json: bool) -> None:  # noqa: FBT001 - as above
+def simulate(
+    scenario: str | None,
+    config: str,
+    duration: str | None,
+    static: bool,  # noqa: FBT001 - as above
+    json: bool,  # noqa: FBT001 - as above
+) -> None:
     """The governors against a model of a host under a load: hours in seconds, nothing is touched.
 
     SCENARIO is one of those that it lists without one. The model: CPUs are one fluid without caches, SMT or
@@ -198,7 +206,7 @@ def simulate(scenario: str | None, config: str, duration: str | None, json: bool
     from qosd.ctl import simulation  # noqa: PLC0415 - the governors
 
     usec = None if duration is None else whole_duration(duration)
-    simulation.show(scenario, config, usec, json=json)
+    simulation.show(scenario, simulation.Asked(config, usec, static), json=json)
 
 
 for _command in (feed.feed, policy.policy, steer.reload, steer.pause, steer.resume, steer.restore, run.run):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import click
 import msgspec
 
+from qosd.beside import beside
 from qosd.configfile import read_config
 from qosd.ctl import exits
 from qosd.ctl.options import print_json
@@ -12,24 +15,48 @@ from qosd.errors import ConfigError
 from qosd.simulate import SCENARIOS, Result, Scenario, run
 
 
-def show(name: str | None, config: str, duration_usec: int | None, *, json: bool) -> None:
+class Asked(NamedTuple):
+    config: str
+    duration_usec: int | None
+    static: bool
+    """The static modes too."""
+
+
+def show(name: str | None, asked: Asked, *, json: bool) -> None:
     if name is None:
         _list(json=json)
         return
     scenario = SCENARIOS.get(name)
     if scenario is None:
         raise exits.Failure(f"no scenario {name!r}; there are: {', '.join(SCENARIOS)}", exits.NO)
-    if duration_usec is not None:
-        scenario = msgspec.structs.replace(scenario, seconds=duration_usec / 1e6)
+    if asked.duration_usec is not None:
+        scenario = msgspec.structs.replace(scenario, seconds=asked.duration_usec / 1e6)
     try:
-        result = run(scenario, read_config(config))
+        config = read_config(asked.config)
     except ConfigError as error:
         raise exits.Failure(str(error), exits.REFUSED_CONFIG) from None
+    if asked.static:
+        _beside(beside(scenario, config), json=json)
+        return
+    result = run(scenario, config)
     if json:
         print_json(msgspec.json.encode(msgspec.structs.replace(result, trace=())))
         return
     for line in lines(result):
         click.echo(line)
+
+
+def _beside(results: dict[str, Result], *, json: bool) -> None:
+    if json:
+        short = {name: msgspec.structs.replace(result, trace=()) for name, result in results.items()}
+        print_json(msgspec.json.encode(short))
+        return
+    click.echo(f"{'':<24} {'LS waited, p99 ms':>18} {'mean ms':>10} {'BE % of CPUs':>14} {'writes/min':>11}")
+    for name, result in results.items():
+        click.echo(
+            f"{name:<24} {result.ls_delay_p99_ms:18.2f} {result.ls_delay_ms:10.2f} {result.be_pct:14.1f}"
+            f" {result.limit_writes_per_minute:11.2f}"
+        )
 
 
 def _list(*, json: bool) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import time
-import zlib
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import click
 import msgspec
 
 from qosd.compare import Difference, compare
 from qosd.configfile import read_config
-from qosd.ctl import client, exits
+from qosd.ctl import client, exits, tracefile
 from qosd.ctl.options import print_json
 from qosd.errors import ConfigError, QosdError
 from qosd.model import Snapshot
@@ -32,14 +30,14 @@ def record(socket: str, file: str, duration_usec: int, *, json: bool) -> None:
     """Follow the daemon for a while, or until Ctrl-C. An existing file is not overwritten."""
     end = time.monotonic() + duration_usec / 1e6
     seen = Seen()
-    with _create(file) as trace:
+    with tracefile.create(file) as trace:
         try:
             for snapshots in _followed(socket, end):
                 for snapshot in snapshots:
                     trace.write(msgspec.json.encode(snapshot) + b"\n")
                     gap = snapshot.tick - seen.last - 1 if seen.ticks else 0
                     seen = Seen(seen.ticks + 1, snapshot.tick, seen.missed + max(gap, 0))
-                trace.flush()  # of a .gz too: what was written so far can be read whatever happens next
+                trace.flush()  # compressed or not: what was written so far can be read whatever comes
         except KeyboardInterrupt:
             pass  # the usual way to end it early; what is in the file is whole
     if json:
@@ -47,13 +45,6 @@ def record(socket: str, file: str, duration_usec: int, *, json: bool) -> None:
         return
     lost = f", {seen.missed} missed" if seen.missed else ""
     click.echo(f"{file}: {seen.ticks} ticks up to {seen.last}{lost}")
-
-
-def _create(file: str) -> IO[bytes] | gzip.GzipFile:
-    try:
-        return gzip.open(file, "xb") if file.endswith(".gz") else open(file, "xb")
-    except OSError as error:
-        raise exits.Failure(f"{file}: {error.strerror}", exits.NO) from None
 
 
 def _followed(socket: str, end: float) -> Iterator[list[Snapshot]]:
@@ -89,16 +80,7 @@ def replay_file(file: str, config: str, against: str | None, *, json: bool) -> N
 
 def _steps(file: str, config: str) -> tuple[Step, ...]:
     chosen = read_config(config)
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as trace:
-        return tuple(replay(chosen, load(_whole_lines(trace))))
-
-
-def _whole_lines(trace: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-    """A recorder that was killed leaves a .gz without its end: what came before is good."""
-    try:
-        yield from trace
-    except (EOFError, zlib.error):
-        return
+    return tuple(replay(chosen, load(tracefile.lines(file))))
 
 
 def lines(steps: tuple[Step, ...]) -> list[str]:

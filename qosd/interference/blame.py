@@ -11,7 +11,7 @@ import msgspec
 
 from qosd.interference.activity import Doing, Frame, doings
 from qosd.interference.signals import Kind, Signal
-from qosd.model import CgroupId, Snapshot, Tier, Workload, printable
+from qosd.model import CgroupId, CpuStat, Snapshot, Tier, Workload, printable
 from qosd.plan import Input
 
 _INFERRED = 0.5  # being active at the same time is less than having been seen
@@ -68,10 +68,15 @@ def own_limit(kind: Kind, frame: Frame, before: Workload, after: Workload) -> In
         return _own_memory(before, after)
     if kind is Kind.IO:
         return None
-    then, since = _throttled(after.path, frame.prev), _throttled(after.path, frame.now)
+    then, since = _limits(after.path, frame.prev), _limits(after.path, frame.now)
     # Cold cgroups are read in turns: only who was read both times can have risen.
-    throttled = sum(max(usec - then[cgroup_id], 0) for cgroup_id, usec in since.items() if cgroup_id in then)
-    return Input("throttled_usec", float(throttled), "us") if throttled > 0 else None
+    both = [(then[cgroup_id], stat) for cgroup_id, stat in since.items() if cgroup_id in then]
+    throttled = sum(max((b.throttled_usec or 0) - (a.throttled_usec or 0), 0) for a, b in both)
+    if throttled > 0:
+        return Input("throttled_usec", float(throttled), "us")
+    # Held over several periods in one go it has nothing in throttled_usec until that ends: qosd/held.py.
+    ends = sum(max((b.nr_throttled or 0) - (a.nr_throttled or 0), 0) for a, b in both)
+    return Input("nr_throttled", float(ends), "periods") if ends > 0 else None
 
 
 def _own_memory(before: Workload, after: Workload) -> Input | None:
@@ -82,10 +87,10 @@ def _own_memory(before: Workload, after: Workload) -> Input | None:
     return None
 
 
-def _throttled(path: str, snapshot: Snapshot) -> dict[CgroupId, int]:
+def _limits(path: str, snapshot: Snapshot) -> dict[CgroupId, CpuStat]:
     samples = [workload.sample for workload in snapshot.workloads if workload.path == path]
     samples += [below for below in snapshot.descendants if below.path.startswith(path + "/")]
-    return {sample.id: sample.cpu.throttled_usec or 0 for sample in samples if sample.cpu is not None}
+    return {sample.id: sample.cpu for sample in samples if sample.cpu is not None}
 
 
 def _named(signal: Signal, now: Snapshot) -> tuple[Doing, ...]:

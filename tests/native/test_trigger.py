@@ -89,6 +89,21 @@ def test_a_trigger_gets_its_window_or_falls_back_to_the_next_longer_one(root_fd:
     assert threshold == window // 2
 
 
+def test_without_cap_sys_resource_a_trigger_gets_two_seconds_at_the_same_share(group: Path) -> None:
+    """In a process that has dropped it: the kernel takes multiples of 2 s of it (since Linux 6.5)."""
+    program = (
+        "import os, sys; from qosd.schema.fast import Fast; from qosd.sys import DIRECTORY, Sys;"
+        "from qosd.trigger import arm; fd = os.open(sys.argv[1], DIRECTORY);"
+        "print(arm(Sys(), fd, Fast(threshold_pct=25))[1:])"
+    )
+    dropped = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
+    done = subprocess.run(
+        [*dropped, python.executable, "-c", program, str(group)], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout.strip() == "(500000, 2000000)", done.stderr
+
+
 def test_the_string_is_ended_so_that_no_digit_is_lost() -> None:
     """/proc/pressure puts a NUL over the last byte: bare, 2000000 would be a window of 0.2 s, and EINVAL."""
     assert format_trigger(1_000_000, 2_000_000) == b"some 1000000 2000000\n"

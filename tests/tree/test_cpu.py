@@ -209,6 +209,22 @@ def test_a_cpu_that_goes_offline_leaves_both_masks(boxes: list[Box], tmp_path: P
     assert text_of(box.root / "be.slice/cpuset.cpus") == "0"
 
 
+def test_cpus_that_a_partition_has_to_itself_are_in_no_mask_of_ours(boxes: list[Box], tmp_path: Path) -> None:
+    """The root's cpuset.cpus.effective is what partitions leave. Where it cannot say, all CPUs count."""
+    box = box_of(boxes, tmp_path, '[cpu.bandwidth]\nenforce = "cpuset"\n[host]\ncpu_target_pct = 100\n')
+    box.settle(6, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "1-3"
+
+    (box.root / "cpuset.cpus.effective").write_text("0-1\n")
+    box.settle(2, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "0-1"
+
+    rewrite(box.root / "cpuset.cpus.effective", "many\n")
+    status = box.settle(8, **BUSY)
+    assert text_of(box.root / "be.slice/cpuset.cpus") == "0-1,3", "three again, and the two it is on stay"
+    assert any(sensor.name == "cpuset.cpus.effective" and not sensor.ok for sensor in status.sensors)
+
+
 def test_a_mask_that_stays_the_same_is_written_once(boxes: list[Box], tmp_path: Path) -> None:
     box = box_of(boxes, tmp_path, "", ls="cpus = 2")
     box.settle(20, **BUSY)
@@ -255,6 +271,22 @@ def test_a_be_root_that_vanishes_mid_tick_ends_no_tick_and_empties_its_pool(
     box.used["be"] = 0.0
     box.settle(4, **BUSY)
     assert text_of(box.root / "be.slice/cpu.max") != "max 100000"
+
+
+def test_a_target_of_ls_holds_be_while_it_has_tasks_and_goes_with_the_last_one(
+    boxes: list[Box], tmp_path: Path
+) -> None:
+    """By cgroup.events, as the sensor reads it."""
+    box = box_of(boxes, tmp_path, "", ls="cpu_target_pct = 60")
+    rewrite(box.root / "ls.slice/cgroup.events", "populated 1\nfrozen 0\n")
+    status = box.settle(6, **BUSY)
+
+    assert quota_cores(box) == pytest.approx(0.6 * NR_CPUS - 1.2, abs=0.05)
+    assert status.cpu.target is not None
+    rewrite(box.root / "ls.slice/cgroup.events", "populated 0\nfrozen 0\n")
+    status = box.settle(2, **BUSY)
+    assert status.cpu.target is None
+    assert text_of(box.root / "be.slice/cpu.max") == "max 100000"
 
 
 class TestTopology:

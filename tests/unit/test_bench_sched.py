@@ -22,7 +22,7 @@ def mean_of(schedule: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "pct"), list(itertools.product(("steady", "bursty", "stepping"), (10, 30, 60, 80)))
+    ("kind", "pct"), list(itertools.product(("steady", "bursty", "stepping", "square"), (10, 30, 60, 80)))
 )
 def test_every_shape_offers_the_load_it_is_named_for(kind: str, pct: float) -> None:
     assert mean_of(shape(kind, pct)) == pytest.approx(pct)

@@ -426,7 +426,7 @@ WINDOW = '[[window]]\nname = "w"\nhours = "22:00-06:00"\npause_be = true\n'
         (workload("x", "be", "x") + "cpus = 2", "workload[0].cpus: only LS can have CPUs of its own"),
         (workload("x", "ls", "x") + "cpus = 0", "workload[0].cpus: "),
         (workload("x", "ls", "x") + 'cpus = 1\n[cpu.cpuset]\nmode = "never"', "workload[0].cpus: "),
-        (workload("x", "ls", "x") + "cpu_target_pct = 60", "workload[0].cpu_target_pct: only BE"),
+        (workload("x", "ls", "x") + "cpu_target_pct = 101", "workload[0].cpu_target_pct: "),
         (workload("x", "be", "x") + "cpu_target_pct = 0", "workload[0].cpu_target_pct: "),
         ('[cpu.cpuset]\nmode = "never"\n[cpu.bandwidth]\nenforce = "cpuset"', "cpu.cpuset.mode: "),
         ("[cpu.burst]\nhold_pct = 60", "cpu.burst.hold_pct: must not be above room_pct (50)"),

@@ -8,6 +8,7 @@ from ctl_daemon import CPU, NOW, canned
 from rich.console import Console
 
 from qosd import cpumetrics
+from qosd.cpu.lstarget import TargetView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import duration
 from qosd.ctl import cpu
@@ -36,6 +37,17 @@ def text_of(renderable: object) -> str:
 
 def test_the_screen_has_windows_pools_bursts_and_limits_that_do_not_hold() -> None:
     assert SECTION in text_of(render(canned(cpu=CPU), NOW, 100))
+
+
+def test_the_target_of_an_ls_workload_is_said_on_the_screen_and_to_who_asks_of_it() -> None:
+    target = TargetView(60.0, "web", "ls.slice", None, whole=True)
+    status = canned(cpu=CpuView(target=target))
+
+    held = "LS, system and BE together are held to 60 %: the target of LS workload web, for as long as it has"
+    assert held in " ".join(text_of(render(status, NOW, 100)).split())
+    explained = explain("ls.slice", status, (), (), there=True)
+    assert "BE is held to what LS and system leave of 60 %" in text_of(render_explanation(explained, NOW))
+    assert explain("be.slice", status, (), (), there=True).cpu == ()
 
 
 def test_where_there_is_none_of_it_the_screen_says_nothing_of_it() -> None:

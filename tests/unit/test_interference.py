@@ -335,6 +335,25 @@ def test_a_cold_cgroup_that_was_read_in_one_of_two_ticks_proves_no_throttling() 
     assert judge(signal, Frame(prev, later), 20).cause is Cause.BE
 
 
+def test_a_service_held_over_several_periods_in_one_go_shows_it_in_nr_throttled_alone() -> None:
+    stage = Stage(config())
+    stage.tick()
+    prev, now = stage.snapshot(), stage.snapshot(be=3, ls=1)
+    held = [
+        CgroupSample(99, "ls.slice/web", CpuStat(0, 0, 0, nr_throttled=n, throttled_usec=7)) for n in (2, 5)
+    ]
+    frame = Frame(
+        msgspec.structs.replace(prev, descendants=(held[0],)),
+        msgspec.structs.replace(now, descendants=(held[1],)),
+    )
+    signal = Signal(LS, "cpu.pressure", Kind.CPU, 60, 25, None, cold=True)
+
+    blame = judge(signal, frame, 20)
+
+    assert blame.cause is Cause.SELF
+    assert "nr_throttled rose by 3 periods" in blame.text
+
+
 def probed(now: Any, *, runq_us: float, be_ns: int, ls_ns: int) -> Any:
     reading = Reading(LS, "ls.slice", "runq", 500, runq_us, 1000.0, 200.0, breach=runq_us > 1000)
     part = (Preemptor(CgroupId(77), BE, be_ns, 5), Preemptor(LS, LS, ls_ns, 5))

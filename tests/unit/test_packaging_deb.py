@@ -220,7 +220,7 @@ def test_the_changelog_begins_with_the_version_of_the_project() -> None:
 
 def test_every_dependency_is_pinned_at_a_version_that_the_project_accepts() -> None:
     lines = (ROOT / "packaging/requirements.txt").read_text()
-    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lines, re.MULTILINE))
+    pins = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", lines, re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in map(Requirement, project["dependencies"]):
         assert requirement.specifier.contains(pins[requirement.name]), f"{requirement}: run `make pins`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from qosd.beside import QOSD, beside, dominates, static_modes
 from qosd.config import Config
 from qosd.model import Tier
 from qosd.response import Edge, Point, response
@@ -60,6 +61,37 @@ def test_a_day_with_its_swing_runs_in_seconds_and_keeps_be_fed() -> None:
     assert day.seconds == pytest.approx(86_400)
     assert day.be_kept_pct >= 85
     assert day.limit_writes_per_minute <= 4
+
+
+@pytest.mark.parametrize(
+    "name", ["steady-10", "steady", "steady-60", "steady-80", "bursty", "step", "square"]
+)
+def test_no_static_mode_has_both_ls_wait_less_and_be_do_more(name: str) -> None:
+    """Which says as much as the model does: wake-up placement and caches are not in it."""
+    results = beside(msgspec.structs.replace(SCENARIOS[name], seconds=90), Config())
+
+    assert len(results) == 8
+    assert [mode for mode, result in results.items() if dominates(result, results[QOSD])] == []
+
+
+def test_what_dominates_is_faster_for_ls_and_has_more_of_be() -> None:
+    at_same_weight = simulate("steady-60", 30, Config())
+    slow = msgspec.structs.replace(
+        at_same_weight, ls_delay_p99_ms=at_same_weight.ls_delay_p99_ms + 1, be_pct=10
+    )
+
+    assert dominates(at_same_weight, slow)
+    assert not dominates(slow, at_same_weight)
+    assert not dominates(at_same_weight, at_same_weight)
+
+
+def test_a_static_mode_stands_as_it_was_set() -> None:
+    half = static_modes(4)["cpu.idle, half the CPUs"]
+    result = run(msgspec.structs.replace(SCENARIOS["steady"], seconds=30), Config(), half)
+
+    assert result.be_pct == pytest.approx(50, abs=0.1)
+    assert result.limit_writes_per_minute == 0
+    assert {point.allowance for point in result.trace} == {None}
 
 
 def test_the_same_scenario_gives_the_same_result() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from backports import zstd
 from click.testing import CliRunner, Result
 from ctl_daemon import daemon
 
 from qosd.compare import compare, outcome
 from qosd.config import decode
-from qosd.ctl import trace
+from qosd.ctl import trace, tracefile
 from qosd.ctl.main import cli
 from qosd.replay import load, replay
 
@@ -65,11 +67,13 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ticks(path: Path) -> list[int]:
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [snapshot.tick for snapshot in load(data.splitlines())]
+    return [snapshot.tick for snapshot in load(tracefile.lines(str(path)))]
 
 
-@pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
+PACK = {"trace.jsonl": bytes, "trace.jsonl.gz": gzip.compress, "trace.jsonl.zst": zstd.compress}
+
+
+@pytest.mark.parametrize("name", PACK)
 @pytest.mark.parametrize("step", [1, 4])
 def test_every_tick_is_recorded_however_seldom_one_asks(
     sock: str, tmp_path: Path, name: str, step: int
@@ -102,7 +106,7 @@ def test_a_daemon_that_starts_anew_is_followed_on(sock: str, tmp_path: Path) -> 
     assert seen[restarted:][:3] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
+@pytest.mark.parametrize("name", PACK)
 def test_ctrl_c_ends_a_recording_and_the_file_is_whole(
     sock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -133,30 +137,66 @@ def test_an_existing_file_is_not_overwritten(sock: str, tmp_path: Path) -> None:
 
 
 def test_a_compressed_trace_replays_as_the_plain_one_does(tmp_path: Path, config: str) -> None:
-    packed = tmp_path / "trace.jsonl.gz"
-    packed.write_bytes(gzip.compress(TRACE.read_bytes()))
+    """Whatever its name: what is in it counts."""
+    plain = qosctl("replay", "--config", config, str(TRACE)).output
+    for name, pack in PACK.items():
+        (tmp_path / name).write_bytes(pack(TRACE.read_bytes()))
+        (tmp_path / f"{name}.renamed").write_bytes(pack(TRACE.read_bytes()))
+        assert qosctl("replay", "--config", config, str(tmp_path / name)).output == plain
+        assert qosctl("replay", "--config", config, str(tmp_path / f"{name}.renamed")).output == plain
 
-    assert (
-        qosctl("replay", "--config", config, str(packed)).output
-        == qosctl("replay", "--config", config, str(TRACE)).output
-    )
+
+def test_the_name_says_how_a_trace_is_compressed(
+    sock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with daemon(sock, {"snapshots": Ticking(1)}):
+        assert qosctl("record", "--for", "10ms", sock=sock).exit_code == 0
+        qosctl("record", "--for", "10ms", "a.gz", sock=sock)
+        qosctl("record", "--for", "10ms", "a.jsonl", sock=sock)
+
+    assert zstd.decompress(Path("trace.jsonl.zst").read_bytes()).startswith(b"{")
+    assert gzip.decompress(Path("a.gz").read_bytes()).startswith(b"{")
+    assert Path("a.jsonl").read_bytes().startswith(b"{")
 
 
-def test_a_compressed_trace_without_its_end_replays_up_to_where_it_goes(tmp_path: Path, config: str) -> None:
-    """What a recorder leaves that was killed."""
-    file = tmp_path / "trace.jsonl.gz"
-    with gzip.GzipFile(file, "wb") as whole:
-        whole.write(TRACE.read_bytes())
-        whole.flush()
-        file.with_suffix(".cut.gz").write_bytes(file.read_bytes())
+@pytest.mark.parametrize("name", ["trace.jsonl.gz", "trace.jsonl.zst"])
+def test_a_compressed_trace_without_its_end_replays_up_to_where_it_goes(
+    tmp_path: Path, config: str, name: str
+) -> None:
+    """What a recorder leaves that was killed; the line that it was in the middle of is none."""
+    cut = tmp_path / f"cut.{name}"
+    whole = tracefile.create(str(tmp_path / name))
+    whole.write(TRACE.read_bytes())
+    whole.write(b'{"tick":')
+    whole.flush()
+    cut.write_bytes((tmp_path / name).read_bytes())
+    whole.close()
 
-    result = qosctl("replay", "--config", config, str(file.with_suffix(".cut.gz")))
+    result = qosctl("replay", "--config", config, str(cut))
 
     assert result.exit_code == 0, result.output
     assert f"{len(SNAPSHOTS)} ticks" in result.output
 
 
-def test_a_file_that_is_no_gzip_is_one_sentence(tmp_path: Path, config: str) -> None:
+def test_without_the_library_for_zstd_it_is_said_and_gzip_still_works(
+    sock: str, tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "old.zst"
+    packed.write_bytes(zstd.compress(TRACE.read_bytes()))
+    monkeypatch.setitem(sys.modules, "backports", None)
+
+    for words in (["record", str(tmp_path / "new.zst")], ["replay", "--config", config, str(packed)]):
+        result = qosctl(*words, sock=sock)
+        assert result.exit_code == 1
+        assert "backports.zstd" in result.stderr
+        assert ".gz" in result.stderr
+    assert not (tmp_path / "new.zst").exists()
+    with daemon(sock, {"snapshots": Ticking(1)}):
+        assert qosctl("record", "--for", "10ms", str(tmp_path / "new.gz"), sock=sock).exit_code == 0
+
+
+def test_a_file_that_is_no_trace_is_one_sentence(tmp_path: Path, config: str) -> None:
     file = tmp_path / "trace.gz"
     file.write_bytes(b"{}\n")
 
@@ -240,6 +280,16 @@ def test_simulate_lists_its_scenarios_and_runs_one(config: str) -> None:
     figures = json.loads(qosctl("simulate", "--config", config, "--for", "90s", "--json", "step").output)
     assert figures["ticks"] == 90
     assert 0 < figures["be_pct"] < 100
+
+
+def test_simulate_shows_static_modes_beside_qosd(config: str) -> None:
+    words = ["simulate", "--config", config, "--for", "70s", "--static", "step"]
+    rows = [line.split("  ")[0] for line in qosctl(*words).output.splitlines()[1:]]
+    figures = json.loads(qosctl(*words, "--json").output)
+
+    assert rows == list(figures)
+    assert rows[:2] == ["qosd", "same weight"]
+    assert figures["same weight"]["ls_delay_p99_ms"] > figures["qosd"]["ls_delay_p99_ms"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_there_are(config: str) -> None:
