@@ -68,8 +68,9 @@ lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB=
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 	$(RUN) bench/ebpf.py
 
-bench-net: $(VENV)/stamp bpf ## BE rate, LS ping under a flood, yield time, netlink requests (root)
-	PYTHONPATH=.:tests $(RUN) bench/net.py
+bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, netlink requests (root); natively, then in the VM
+	packaging/bootstrap lab
+	PYTHONPATH=.:tests $(RUN) -m bench.net $(ARGS)
 
 bench-memory: $(VENV)/stamp deb ## LS page cache under a streaming BE, and background reclaim, in the VM
 	$(RUN) -m bench.memory $(ARGS)

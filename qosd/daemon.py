@@ -20,12 +20,11 @@ from qosd.control import Server, share_with_group
 from qosd.engine import Engine
 from qosd.errors import ConfigError, QosdError
 from qosd.host import own_pid_cgroup, probe_host, require
-from qosd.learned import Learned
+from qosd.learned import PARTS, Learned
 from qosd.model import Breach
 from qosd.net import undo
 from qosd.net.config import Bitrate
 from qosd.procfs import parse_self_cgroup
-from qosd.remembered import Remembered
 from qosd.replay import plain
 from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
@@ -86,10 +85,9 @@ class Daemon:
             parse_self_cgroup(own_pid_cgroup(paths.proc)),
             HostFiles(sys, paths.proc, paths.sysfs),
         )
-        self._learned = Learned(sys, paths.state, self._engine)
-        self._learned.recall()
-        self._remembered = Remembered(sys, paths.state, self._engine)
-        self._remembered.recall()
+        self._learned = tuple(Learned(sys, paths.state, self._engine, part) for part in PARTS)
+        for part in self._learned:
+            part.recall()
         self._config_error: str | None = None
         self._logged = 0
         self._stopping = False
@@ -124,8 +122,8 @@ class Daemon:
         finally:
             notify("STOPPING=1")
             server.close()
-            self._learned.save()
-            self._remembered.save()
+            for part in self._learned:
+                part.save()
             log_restored(self._engine.release().restored)
             self._engine.close()
             self._log()
@@ -220,8 +218,8 @@ class Daemon:
             self._give_up()
             return
         self._log()
-        self._learned.save_if_due()
-        self._remembered.save_if_due()
+        for part in self._learned:
+            part.save_if_due()
         self.tick_times.add(status.tick_ms)
         self.status = msgspec.structs.replace(
             status, config=self._paths.config, config_error=self._config_error

@@ -7,9 +7,11 @@ import errno
 import importlib.resources
 import os
 import re
+from typing import TYPE_CHECKING, TypeVar
 
 from qosd.ebpf.errors import (
     BpfCallError,
+    BpfError,
     BtfMissingError,
     NotPermittedError,
     ObjectMissingError,
@@ -26,6 +28,11 @@ from qosd.ebpf.libbpf import (
     each,
 )
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 VMLINUX_BTF = "/sys/kernel/btf/vmlinux"
 
@@ -203,6 +210,17 @@ class Object:
         if self._pointer is not None:
             self._call.bpf_object__close(self._pointer)
             self._pointer = None
+
+
+def opened(library: Library, name: str, make: Callable[[Object], T]) -> T:
+    """What is made of a loaded object that the package ships; nothing stays open if that fails."""
+    loaded = Object(library, name, read_object(name))
+    try:
+        loaded.load()
+        return make(loaded)
+    except BpfError:
+        loaded.close()
+        raise
 
 
 def _last_words(said: list[str], otherwise: str) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import msgspec
 
 from qosd.ebpf.devices import DeviceBytes
-from qosd.ebpf.errors import BpfError
 from qosd.ebpf.libbpf import Library
-from qosd.ebpf.loader import Object, read_object
+from qosd.ebpf.loader import Object, opened
 from qosd.ebpf.maps import RunTime
 from qosd.ebpf.samples import Traffic, decode_traffic
 from qosd.model import CgroupId
@@ -50,13 +49,7 @@ class SkbPrio:
 
     @classmethod
     def open(cls, library: Library) -> SkbPrio:
-        opened = Object(library, NAME, read_object(NAME))
-        try:
-            opened.load()
-            return cls(opened)
-        except BpfError:
-            opened.close()
-            raise
+        return opened(library, NAME, cls)
 
     @property
     def attached(self) -> frozenset[CgroupId]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from qosd.ebpf.errors import BpfError
-from qosd.ebpf.loader import Object, read_object
+from qosd.ebpf.loader import Object, opened
 from qosd.errors import CgroupGone
 
 if TYPE_CHECKING:
@@ -53,13 +53,7 @@ class Ingress:
 
     @classmethod
     def open(cls, library: Library) -> Ingress:
-        loaded = Object(library, NAME, read_object(NAME))
-        try:
-            loaded.load()
-            return cls(loaded)
-        except BpfError:
-            loaded.close()
-            raise
+        return opened(library, NAME, cls)
 
     def sync(
         self, bps: int, roots: Iterable[CgroupId], open_dir: Callable[[CgroupId], int]

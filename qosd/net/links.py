@@ -79,6 +79,11 @@ def read_speed_mbit(name: str, sysfs: str = SYSFS_NET) -> int | None:
     return speed if speed > 0 else None
 
 
+def unknown_speed(link: LinkSample) -> str:
+    """A driver tells it only of a link that is up."""
+    return f"the speed of {link.name} is unknown{' while it is down' if link.carrier is False else ''}"
+
+
 def with_speed(link: LinkSample, sysfs: str = SYSFS_NET) -> LinkSample:
     return link._replace(speed_mbit=read_speed_mbit(link.name, sysfs))
 

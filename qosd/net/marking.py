@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from qosd.ebpf.devices import DeviceBytes
-from qosd.ebpf.errors import BpfCallError, BpfError
-from qosd.ebpf.loader import Object, read_object
+from qosd.ebpf.errors import BpfCallError
+from qosd.ebpf.loader import Object, opened
 from qosd.net.device import BE_CLASS, LS_CLASS
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ class Marking:
 
     @classmethod
     def open(cls, library: Library) -> Marking:
-        loaded = Object(library, NAME, read_object(NAME))
-        try:
-            loaded.load()
-            return cls(loaded)
-        except BpfError:
-            loaded.close()
-            raise
+        return opened(library, NAME, cls)
 
     def configure(self, settings: Settings, be_roots: Iterable[CgroupId]) -> None:
         """Takes effect on the next packet."""

@@ -1,4 +1,4 @@
-"""Watches for devices that come, go and change, for root qdiscs that come and go, for our classes."""
+"""Watches for devices that come, go and change, for root qdiscs, for our classes, and for default routes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from qosd.net.device import ClassNews
 
 class LinkEvent(NamedTuple):
     ifindex: int
+    """0 for a default route, which may lead over several devices."""
     name: str | None = None
-    """None for an event about a qdisc or a class, which do not carry the name."""
+    """None for an event about a qdisc, a class or a route, which do not carry the name."""
     news: ClassNews | None = None
     vlan: bool = False
     """It may send through an uplink under its own ifindex."""
+    default_route: bool = False
 
 
 class Monitor:
@@ -24,6 +26,10 @@ class Monitor:
     def __init__(self) -> None:
         self._rtnl = rtnl.RtnlSocket(rtnl.RTMGRP_LINK | rtnl.RTMGRP_TC)
         self._rtnl.sock.setblocking(False)
+
+    def follow_routes(self, *, wanted: bool) -> None:
+        """Default routes come late: with a lease, or when another uplink takes over."""
+        self._rtnl.follow_routes(wanted=wanted)
 
     def fileno(self) -> int:
         return self._rtnl.sock.fileno()
@@ -49,7 +55,7 @@ class Monitor:
 
 
 def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
-    """Links, root qdiscs and classes with our handle, what we ourselves did among them; not inner qdiscs."""
+    """Links, root qdiscs, classes with our handle and default routes; what we ourselves did is among them."""
     found = []
     for kind, _sequence, body in rtnl.split(data):
         if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
@@ -63,4 +69,6 @@ def parse_events(data: bytes) -> tuple[LinkEvent, ...]:
             told = rtnl.parse_class(body, deleted=kind == rtnl.RTM_DELTCLASS)
             if told is not None:
                 found.append(LinkEvent(told[0], news=told[1]))
+        elif kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE) and rtnl.is_default_route(body):
+            found.append(LinkEvent(0, default_route=True))
     return tuple(found)

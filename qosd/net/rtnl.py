@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTCLASS, RTM_DELTCLASS = 40, 41
 RTMGRP_LINK, RTMGRP_TC = 0x1, 0x8
+_RTNLGRP_ROUTES = (7, 11)  # IPv4, IPv6
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 1, 2
 TC_H_ROOT = 0xFFFF_FFFF
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
+_RTMSG = struct.Struct("=8BI")
 _TCMSG = struct.Struct("=BxxxiIII")
 _ATTR = struct.Struct("=HH")
 _IFF_LOOPBACK = 0x8
@@ -80,6 +85,12 @@ class RtnlSocket:
                 if sequence == self.sequence and kind_ == _NLMSG_ERROR:
                     _raise_error(payload)
                     return
+
+    def follow_routes(self, *, wanted: bool) -> None:
+        """Whether a listener is told of routes too."""
+        what = _NETLINK_ADD_MEMBERSHIP if wanted else _NETLINK_DROP_MEMBERSHIP
+        for group in _RTNLGRP_ROUTES:
+            self.sock.setsockopt(_SOL_NETLINK, what, group)
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self.sequence += 1
@@ -157,6 +168,12 @@ def parse_link(body: bytes) -> LinkSample:
         slave_kind=_text(info.get(_IFLA_INFO_SLAVE_KIND)),
         lower=_u32(found.get(_IFLA_LINK)),
     )
+
+
+def is_default_route(body: bytes) -> bool:
+    """Of an rtmsg: no bit of the destination is given."""
+    dst_len: int = _RTMSG.unpack_from(body)[1]
+    return dst_len == 0
 
 
 def parse_root_qdisc(body: bytes) -> QdiscSample | None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from qosd.net.device import LinkSample, QdiscSample
 
 
+_WITHOUT_IT = ("take it out of net.uplinks", "list net.uplinks by name")
+
+
 class UplinkFinding(NamedTuple):
     name: str
     ok: bool
@@ -45,9 +48,9 @@ def _finding(
         allow_kinds=host.allow_kinds,
     )
     if why is not None:
-        return UplinkFinding(name, False, why, "take it out of net.uplinks")
+        return UplinkFinding(name, False, why, _WITHOUT_IT[config.uplinks == "auto"])
     if name not in config.link_speed and link.speed_mbit is None:
-        return UplinkFinding(name, False, f"the speed of {name} is unknown", f"set net.link_speed.{name}")
+        return UplinkFinding(name, False, links.unknown_speed(link), f"set net.link_speed.{name}")
     costly = links.reservation(link)
     if costly is not None:
         return UplinkFinding(name, config.uplinks != "auto", costly)

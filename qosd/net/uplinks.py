@@ -39,6 +39,8 @@ class Uplinks:
         self.held: dict[int, Held] = {}
         self.refused: dict[str, str] = {}
         """Configured name → why it is not shaped."""
+        self._refused_devices: set[int] = set()
+        """Looked at again when their root qdisc changes: it may be why."""
         self.degraded: str | None = None
         self.veths: frozenset[int] = frozenset()
         """The host's ends of containers' veth pairs, for `marking`."""
@@ -46,6 +48,7 @@ class Uplinks:
         """As last read, for the status."""
         self._ownership = ownership
         self._dirty = True
+        self.monitor.follow_routes(wanted=config.uplinks == "auto")
 
     def fileno(self) -> int:
         return self.monitor.fileno()
@@ -58,11 +61,11 @@ class Uplinks:
             return True
         self._note_classes(events)
         names = self.config.uplinks
-        # A new default route is not announced here; a link that came up is when routes change.
         any_link = names == "auto" or self.config.forwarded_mark is not None
         for event in (each for each in events if each.news is None):
-            ours = event.ifindex in self.held or (event.name is not None and event.name in names)
-            self._dirty |= ours or event.vlan or (any_link and event.name is not None)
+            ours = event.ifindex in self.held or event.ifindex in self._refused_devices
+            ours |= event.name is not None and event.name in names
+            self._dirty |= ours or event.vlan or event.default_route or (any_link and event.name is not None)
         return self._dirty
 
     def _note_classes(self, events: tuple[LinkEvent, ...]) -> None:
@@ -91,23 +94,27 @@ class Uplinks:
             return (Event("network", f"cannot look at the devices: {error.strerror}", failed=True),)
         self._dirty = False
         auto = self.config.uplinks == "auto"
-        names = (
-            links.read_default_uplinks(self.host.proc_net)
-            if self.config.uplinks == "auto"
-            else self.config.uplinks
-        )
+        names = self._names()
         wanted = links.resolve(names, present, {i: held.configured for i, held in self.held.items()})
         events = [self._forget(ifindex, present) for ifindex in self.held.keys() - wanted.values()]
         uplinks = frozenset(wanted.values())
         self.veths = frozenset(i for i, link in present.items() if link.kind == "veth") - uplinks
-        self.refused = {name: "no such device" for name in names if name not in wanted}
+        known, self.refused = self.refused, {name: "no such device" for name in names if name not in wanted}
+        self._refused_devices.clear()
+        if auto and not names:
+            self.refused["auto"] = "there is no default route"
         for name, ifindex in wanted.items():
             events.extend(
                 self._judge(name, present[ifindex], roots.get(ifindex), auto=auto, now_usec=now_usec)
             )
         for ifindex, held in self.held.items():
             held.carriers = links.carried_by(ifindex, present)
-        return tuple(events)
+        said = [(name, why) for name, why in self.refused.items() if known.get(name) != why]
+        return (*events, *(Event(name, f"not shaped: {why}", failed=True) for name, why in said))
+
+    def _names(self) -> tuple[str, ...]:
+        listed = self.config.uplinks
+        return links.read_default_uplinks(self.host.proc_net) if listed == "auto" else listed
 
     def sample(self, now_usec: int, be_counted: Mapping[int, int] | None = None) -> NetSample:
         """What sysfs counts on each uplink, beside what BPF counted of BE: no netlink."""
@@ -180,8 +187,9 @@ class Uplinks:
         )
 
     def reload(self, config: Net) -> None:
-        """Take a new configuration; the next `refresh` releases what it no longer lists."""
-        self.config = config
+        """Take a new configuration: the next `refresh` releases what it lists no more. HTB is tried again."""
+        self.config, self.degraded = config, None
+        self.monitor.follow_routes(wanted=config.uplinks == "auto")
         self._dirty = True
 
     def release(self) -> tuple[Event, ...]:
@@ -222,11 +230,13 @@ class Uplinks:
             why = links.reservation(link)
         speed = self._speed(name, link, held)
         if why is None and speed is None:
-            why = f"the speed of {link.name} is unknown: set net.link_speed.{name}"
+            why = f"{links.unknown_speed(link)}: set net.link_speed.{name}"
         if why is not None or speed is None:
-            return self._refuse(name, link, why or "")
+            self._refuse(name, link, why or "")
+            return ()
         if held is None:
-            return self._hold(name, link, speed)
+            self._hold(name, link, speed)
+            return ()
         renamed = held.link.name != link.name
         held.configured, held.link, held.speed_bps = name, link, speed
         events = (
@@ -240,13 +250,13 @@ class Uplinks:
             events.append(self._fight(held, drift, now_usec))
         return tuple(events)
 
-    def _hold(self, name: str, link: LinkSample, speed_bps: int) -> tuple[Event, ...]:
+    def _hold(self, name: str, link: LinkSample, speed_bps: int) -> None:
         try:
             counter = links.TxCounter(link.name, self.host.sysfs_net)
         except OSError as error:
-            return self._refuse(name, link, f"no counters of {link.name}: {error.strerror}")
-        self.held[link.ifindex] = Held(name, link, speed_bps, counter)
-        return ()
+            self._refuse(name, link, f"no counters of {link.name}: {error.strerror}")
+        else:
+            self.held[link.ifindex] = Held(name, link, speed_bps, counter)
 
     def _speed(self, name: str, link: LinkSample, held: Held | None) -> int | None:
         """Bit/s: the operator's word, else the driver's, else (the link is down now) what it was."""
@@ -259,13 +269,13 @@ class Uplinks:
             return link.speed_mbit * 1_000_000
         return None if held is None else held.speed_bps
 
-    def _refuse(self, name: str, link: LinkSample, why: str) -> tuple[Event, ...]:
+    def _refuse(self, name: str, link: LinkSample, why: str) -> None:
         self.refused[name] = why
+        self._refused_devices.add(link.ifindex)
         held = self.held.pop(link.ifindex, None)
         if held is not None:
             held.counter.close()
             self._undo(held)  # leaves a root that somebody put in place of ours
-        return (Event(link.name, f"not shaped: {why}", failed=True),)
 
     def _fight(self, held: Held, what: str, now_usec: int) -> Event:
         """What we put there is gone although the device is the same: put it back, unless it becomes a war."""

@@ -8,21 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from bpf.test_runq import run_victim_and_hog
 
 from qosd.config import Config, decode
 from qosd.ebpf.session import Session, open_session
 from qosd.model import CgroupSample, HostSample, Probed, Snapshot, Tier, Workload
 from qosd.probes import Probes
 from qosd.schema.units import Duration
-
-HOG = "while True: pass"
-VICTIM = """
-import time
-for _ in range(100):
-    end = time.perf_counter() + 0.003
-    while time.perf_counter() < end: pass
-    time.sleep(0.001)
-"""
 
 
 def snapshot(**cgroups: Any) -> Snapshot:
@@ -38,15 +30,6 @@ def opened(text: str = "") -> Session:
     return open_session(decode(text).ebpf)
 
 
-def contend(victim: Any, hog: Any) -> None:
-    burning = hog.run(HOG, cpu=1)
-    try:
-        assert victim.run(VICTIM, cpu=1).wait(timeout=60) == 0
-    finally:
-        burning.kill()
-        burning.wait()
-
-
 def by_name(session: Session, now: Snapshot) -> dict[str, Probed]:
     names = {workload.id: workload.name for workload in now.workloads}
     return {names[each.id]: each for each in session.sample(now)}
@@ -57,7 +40,7 @@ def test_a_tick_has_the_waits_of_both_tiers_and_who_had_the_cpu(cgroup: Callable
     session = opened("[ebpf]\nmax_overhead_pct = 100.0")
     try:
         by_name(session, snapshot(ls=ls, be=be))
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         probed = by_name(session, snapshot(ls=ls, be=be))
         quiet = by_name(session, snapshot(ls=ls, be=be))
     finally:
@@ -82,7 +65,7 @@ def test_a_long_wait_of_ls_for_be_wakes_the_loop_and_is_counted_as_bes(cgroup: C
         fd = probes.fileno()
         assert fd is not None
         poll.register(fd, select.EPOLLIN)
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         assert [each for each, _ in poll.poll(1)] == [fd]
         waits = probes.events()
     finally:
@@ -101,7 +84,7 @@ def test_a_workload_that_comes_later_is_counted_and_one_that_goes_is_not(
     try:
         by_name(session, snapshot(ls=ls, be=be))
         both = by_name(session, snapshot(ls2=later, be=be))
-        contend(later, be)
+        run_victim_and_hog(later, be)
         after = by_name(session, snapshot(ls2=later, be=be))
     finally:
         session.close()
@@ -123,7 +106,7 @@ def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[st
         first = snapshot(ls=ls, be=be)
         session.sample(first)
         assert session.detach_too_dear(first) == ()
-        contend(ls, be)
+        run_victim_and_hog(ls, be)
         assert len(poll.poll(1)) == 1
         later = msgspec.structs.replace(first, monotonic_usec=first.monotonic_usec + 10_000_000)
         session.sample(later)

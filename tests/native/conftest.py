@@ -4,10 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from treekit import BOOT
 
+from qosd.config import Config, WorkloadRule
+from qosd.engine import Engine
 from qosd.host import probe_host
-from qosd.sys import DIRECTORY
+from qosd.journal import Journal
+from qosd.model import Tier
+from qosd.sense import HostFiles
+from qosd.sys import DIRECTORY, Sys
 
 
 def remove(parent_fd: int, name: str) -> None:
@@ -26,6 +33,17 @@ def remove(parent_fd: int, name: str) -> None:
         os.rmdir(names.pop(), dir_fd=fds[-1])
         if names:
             os.close(fds.pop())
+
+
+def engine_for(group: Path, run: Path, config: Config) -> Engine:
+    """The real engine over the group's children `ls` and `be`."""
+    rules = (
+        WorkloadRule(name="ls", tier=Tier.LS, match=("ls",)),
+        WorkloadRule(name="be", tier=Tier.BE, match=("be",)),
+    )
+    sys, root = Sys(), os.open(group, DIRECTORY)
+    config = msgspec.structs.replace(config, workload=rules)
+    return Engine(sys, root, config, Journal(sys, str(run), BOOT), None, HostFiles(sys, "/proc", "/sys"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from native.conftest import engine_for
 from treekit import BOOT, FakeSys
 
 from qosd.config import Config, Mode, Sense, WorkloadRule
@@ -33,17 +34,6 @@ def root_fd(group: Path) -> Iterator[int]:
     fd = os.open(group, DIRECTORY)
     yield fd
     os.close(fd)
-
-
-def engine_for(group: Path, run: Path, sense: Sense) -> Engine:
-    rules = (
-        WorkloadRule(name="ls", tier=Tier.LS, match=("ls",)),
-        WorkloadRule(name="be", tier=Tier.BE, match=("be",)),
-    )
-    config = Config(mode=Mode.OBSERVE, workload=rules, sense=sense)
-    sys = Sys()
-    root = os.open(group, DIRECTORY)
-    return Engine(sys, root, config, Journal(sys, str(run), BOOT), None, HostFiles(sys, "/proc", "/sys"))
 
 
 def test_a_value_is_written_and_read_back(group: Path, root_fd: int) -> None:
@@ -108,7 +98,7 @@ def test_workloads_that_are_removed_while_watched_leave_no_fd_and_no_error(
     group: Path, tmp_path: Path
 ) -> None:
     """rmdir under kept fds: ENODEV from each of them, for the tier's own cgroup and for those below it."""
-    engine = engine_for(group, tmp_path, Sense())
+    engine = engine_for(group, tmp_path, Config(mode=Mode.OBSERVE))
     for name in ("ls", "be", "be/a", "be/b", "be/b/c"):
         (group / name).mkdir()
     engine.tick()
@@ -130,7 +120,7 @@ def test_workloads_that_are_removed_while_watched_leave_no_fd_and_no_error(
 
 def test_real_use_is_measured(group: Path, tmp_path: Path) -> None:
     """One spinning process in a cgroup of ours shows as about one CPU in the status."""
-    engine = engine_for(group, tmp_path, Sense())
+    engine = engine_for(group, tmp_path, Config(mode=Mode.OBSERVE))
     for name in ("ls", "be"):
         (group / name).mkdir()
     spin = subprocess.Popen(["sh", "-c", "while :; do :; done"])
@@ -171,7 +161,7 @@ def test_cgroups_nested_400_deep_are_opened_and_walked_to_the_cap(group: Path, t
     assert os.fstat(same).st_ino == inode
     os.close(same)
     for depth in (64, 500):
-        engine = engine_for(group, tmp_path, Sense(max_depth=depth))
+        engine = engine_for(group, tmp_path, Config(mode=Mode.OBSERVE, sense=Sense(max_depth=depth)))
         statuses = [engine.tick() for _ in range(3)]
         cut = [sensor.detail for sensor in statuses[-1].sensors if "too deep" in (sensor.detail or "")]
         assert len(cut) == (1 if depth == 64 else 0)
@@ -189,7 +179,7 @@ def test_the_kernel_takes_any_name_and_so_do_we(group: Path, tmp_path: Path, nam
     (group / "ls").mkdir()
     (group / "be").mkdir()
     os.mkdir(os.fsencode(group / "be") + b"/" + name)
-    engine = engine_for(group, tmp_path, Sense())
+    engine = engine_for(group, tmp_path, Config(mode=Mode.OBSERVE))
 
     engine.tick()
     status = engine.tick()

@@ -13,16 +13,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from treekit import BOOT
+from native.conftest import engine_for
 
-from qosd.config import Config, Mode, WorkloadRule
-from qosd.engine import Engine
-from qosd.journal import Journal
-from qosd.model import Tier
+from qosd.config import Config
 from qosd.schema.fast import Fast
 from qosd.schema.interference import Interference, MaxAnswer
 from qosd.schema.units import Duration
-from qosd.sense import HostFiles
 from qosd.sys import DIRECTORY, Sys
 from qosd.trigger import Triggers, arm, format_trigger, windows
 
@@ -67,17 +63,6 @@ def spin(started: list[subprocess.Popen[bytes]], group: Path, count: int) -> Non
         process = subprocess.Popen([python.executable, "-S", "-c", SPIN])
         started.append(process)
         (group / "cgroup.procs").write_text(str(process.pid), encoding="ascii")
-
-
-def engine_for(group: Path, run: Path, fast: Fast) -> Engine:
-    rules = (
-        WorkloadRule(name="ls", tier=Tier.LS, match=("ls",)),
-        WorkloadRule(name="be", tier=Tier.BE, match=("be",)),
-    )
-    config = Config(mode=Mode.ENFORCE, workload=rules, fast=fast)
-    sys = Sys()
-    root = os.open(group, DIRECTORY)
-    return Engine(sys, root, config, Journal(sys, str(run), BOOT), None, HostFiles(sys, "/proc", "/sys"))
 
 
 def test_a_trigger_gets_its_window_or_falls_back_to_the_next_longer_one(root_fd: int) -> None:
@@ -127,7 +112,7 @@ def test_a_removed_cgroup_ends_its_trigger_and_nothing_spins(group: Path, tmp_pa
     """poll() says POLLERR at once and for ever: the fd must go."""
     for name in ("ls", "be"):
         (group / name).mkdir()
-    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    engine = engine_for(group, tmp_path, Config(fast=Fast(window=Duration(2_000_000))))
     with select.epoll() as epoll:
         triggers: Triggers = engine.reflex.triggers
         triggers.epoll = epoll
@@ -153,7 +138,7 @@ def test_a_removed_cgroup_ends_its_trigger_and_nothing_spins(group: Path, tmp_pa
 
 def test_coming_and_going_leaves_no_fd_behind(group: Path, tmp_path: Path) -> None:
     (group / "be").mkdir()
-    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    engine = engine_for(group, tmp_path, Config(fast=Fast(window=Duration(2_000_000))))
     with select.epoll() as epoll:
         engine.reflex.triggers.epoll = epoll
         counts = []
@@ -173,7 +158,7 @@ def test_tasks_that_wait_for_cpus_wake_us_and_the_evidence_names_be(
 ) -> None:
     for name in ("ls", "be"):
         (group / name).mkdir()
-    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000), threshold_pct=5))
+    engine = engine_for(group, tmp_path, Config(fast=Fast(window=Duration(2_000_000), threshold_pct=5)))
     cpus = len(os.sched_getaffinity(0))
     spin(spinners, group / "ls", cpus)
     spin(spinners, group / "be", cpus)
@@ -228,7 +213,7 @@ def test_a_window_longer_than_the_fallbacks_is_tried_alone() -> None:
 def test_a_changed_configuration_sets_the_triggers_anew(group: Path, tmp_path: Path) -> None:
     for name in ("ls", "be"):
         (group / name).mkdir()
-    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    engine = engine_for(group, tmp_path, Config(fast=Fast(window=Duration(2_000_000))))
     with select.epoll() as epoll:
         engine.reflex.triggers.epoll = epoll
         for _ in range(3):

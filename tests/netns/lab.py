@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def cgroup2_mount() -> Path | None:
 class Lab:
     """Enters a new network namespace with the calling thread; `close` goes back and removes everything."""
 
-    def __init__(self, uplinks: int = 1) -> None:
+    def __init__(self, uplinks: int = 1, nics: tuple[str, str] | None = None) -> None:
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         _checked(_libc.unshare(CLONE_NEWNET))
         self._undo: list[Callable[[], object]] = []
@@ -63,8 +64,11 @@ class Lab:
         self._undo.append(lambda: finish(self.peer))
         self.enter = ["nsenter", f"--net=/proc/{self.peer.pid}/ns/net"]
         self._await_peer()
-        for index in range(uplinks):
-            self.add_uplink(index)
+        if nics is None:
+            for index in range(uplinks):
+                self.add_uplink(index)
+        else:
+            self._borrow(*nics)
         self.host = Host(
             sysfs_net=str(self._mount_sysfs() / "class/net"),
             proc_net="/proc/thread-self/net",
@@ -75,6 +79,24 @@ class Lab:
 
     def add_uplink(self, index: int) -> None:
         self.run(f"ip link add u{index} type veth peer name p{index} netns {self.peer.pid}")
+        self._address(index)
+
+    def _borrow(self, ours: str, far: str) -> None:
+        """Two cards on one wire in place of a veth pair; `close` gives them back under their own names."""
+        home = f"/proc/{os.getpid()}/fd/{self._home}"
+        for name, new, pid, enter in ((ours, "u0", os.getpid(), []), (far, "p0", self.peer.pid, self.enter)):
+            inside = " ".join(enter)
+            self.run(f"nsenter --net={home} ip link set {name} netns {pid}")
+            self.run(f"{inside} ip link set {name} name {new}")
+            back = (
+                f"ip link set {new} down",
+                f"ip link set {new} name {name}",
+                f"ip link set {name} netns {home}",
+            )
+            self._undo.extend(partial(self.run, f"{inside} {step}") for step in reversed(back))
+        self._address(0)
+
+    def _address(self, index: int) -> None:
         self.run(f"ip addr add 10.9.{index}.1/24 dev u{index}")
         self.run(f"ip addr add fd09:{index}::1/64 dev u{index} nodad")
         self.run(f"ip link set u{index} up")

@@ -23,6 +23,7 @@ from typing import Any
 PORTS = range(5000, 5008)
 UDP_SEGMENT = 103  # linux/udp.h
 SO_PRIORITY = 12
+SO_SNDBUFFORCE = 32
 
 
 class Sink:
@@ -138,6 +139,8 @@ def _send(options: argparse.Namespace) -> None:
     family = socket.AF_INET6 if ":" in options.to else socket.AF_INET
     kind = socket.SOCK_STREAM if options.proto == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind)
+    if options.sndbuf:
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, options.sndbuf)
     if options.priority:
         sock.setsockopt(socket.SOL_SOCKET, SO_PRIORITY, struct.pack("=I", int(options.priority, 16)))
     if options.proto == "udp-gso":
@@ -166,6 +169,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--proto", default="tcp")
     parser.add_argument("--priority", help="SO_PRIORITY, hexadecimal: a class id")
+    parser.add_argument("--sndbuf", type=int, default=0)
     parser.add_argument("--cgroup")
     parser.add_argument("--ports", type=int, nargs=2)
     parser.add_argument("--mbit", type=float, default=0)

@@ -10,9 +10,10 @@ import pytest
 from treekit import Box
 
 from qosd.config import Config, decode
-from qosd.learned import FILE, Learned
+from qosd.learned import PREDICTION, Learned
 
 PREDICTED = decode('[cpu.bandwidth]\nestimate = "predicted"')
+FILE = PREDICTION.file
 BUSY = {"ls": 1.0, "be": 2.0}
 
 
@@ -26,12 +27,12 @@ def test_a_restart_goes_on_with_what_was_known(tmp_path: Path) -> None:
     state.mkdir()
     first = box_with(tmp_path / "first", PREDICTED)
     first.settle(40, **BUSY)
-    Learned(first.sys, str(state), first.engine).save()
+    Learned(first.sys, str(state), first.engine, PREDICTION).save()
     known = first.engine.learned["ls.slice"]
 
     second = box_with(tmp_path / "second", PREDICTED)
     second.sys.wall_seconds = first.sys.wall_seconds + 60
-    Learned(second.sys, str(state), second.engine).recall()
+    Learned(second.sys, str(state), second.engine, PREDICTION).recall()
 
     assert second.engine.learned["ls.slice"].quantile(0.95) == known.quantile(0.95)
     status = second.settle(4, **BUSY)
@@ -47,7 +48,7 @@ def test_it_is_saved_when_it_is_due_and_not_before(tmp_path: Path) -> None:
     box = box_with(
         tmp_path / "box", decode('[cpu.bandwidth]\nestimate = "predicted"\n[prediction]\ncheckpoint = "30s"')
     )
-    learned = Learned(box.sys, str(tmp_path), box.engine)
+    learned = Learned(box.sys, str(tmp_path), box.engine, PREDICTION)
     saved = []
     for _ in range(70):
         box.tick(1, **BUSY)
@@ -62,7 +63,7 @@ def test_it_is_saved_when_it_is_due_and_not_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("directory", [None, "state"])
 def test_without_the_prediction_nothing_is_read_or_written(tmp_path: Path, directory: str | None) -> None:
     box = box_with(tmp_path / "box", Config())
-    learned = Learned(box.sys, directory and str(tmp_path), box.engine)
+    learned = Learned(box.sys, directory and str(tmp_path), box.engine, PREDICTION)
     learned.recall()
     box.settle(**BUSY)
     learned.save()
@@ -76,7 +77,7 @@ def test_a_directory_that_cannot_be_written_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = box_with(tmp_path / "box", PREDICTED)
-    learned = Learned(box.sys, str(tmp_path), box.engine)
+    learned = Learned(box.sys, str(tmp_path), box.engine, PREDICTION)
     box.settle(**BUSY)
     box.sys.fail(errno.EROFS, "create")
 
@@ -95,7 +96,7 @@ def test_a_damaged_file_is_one_line_and_a_cold_start(
     box = box_with(tmp_path / "box", PREDICTED)
 
     with caplog.at_level(logging.INFO):
-        Learned(box.sys, str(tmp_path), box.engine).recall()
+        Learned(box.sys, str(tmp_path), box.engine, PREDICTION).recall()
 
     assert len(caplog.records) == 1
     assert "starting cold" in caplog.text

@@ -12,8 +12,8 @@ from treekit import Box
 from qosd.config import Config, decode
 from qosd.ebpf.errors import BpfCallError
 from qosd.ebpf.session import Session
+from qosd.learned import BASELINES, Learned
 from qosd.probes import Probes
-from qosd.remembered import FILE, Remembered
 
 LEARNING = decode("[ebpf.baseline]\nmin_learned = 100")
 QUIET = {"ls": 1.0, "be": 0.1, "system": 0.2}
@@ -71,7 +71,7 @@ def learned(path: Path, state: Path) -> Box:
     for _ in range(6):
         tracing.waits += 50
         box.tick(**QUIET)
-    Remembered(box.sys, str(state), box.engine).save()
+    Learned(box.sys, str(state), box.engine, BASELINES).save()
     return box
 
 
@@ -79,7 +79,7 @@ def test_a_restart_goes_on_with_what_was_normal(tmp_path: Path) -> None:
     first = learned(tmp_path / "first", tmp_path)
     second, tracing = probed(tmp_path / "second")
     second.sys.wall_seconds = first.sys.wall_seconds + 60
-    Remembered(second.sys, str(tmp_path), second.engine).recall()
+    Learned(second.sys, str(tmp_path), second.engine, BASELINES).recall()
     tracing.waits = 1
     status = second.tick(**QUIET)
     assert status.ebpf is not None
@@ -94,9 +94,9 @@ def test_a_damaged_file_is_a_cold_start_and_one_line(
 ) -> None:
     caplog.set_level(logging.INFO)
     box = learned(tmp_path / "first", tmp_path)
-    (tmp_path / FILE).write_bytes(b'{"version":1,')
+    (tmp_path / BASELINES.file).write_bytes(b'{"version":1,')
     before = box.engine.baselines
-    Remembered(box.sys, str(tmp_path), box.engine).recall()
+    Learned(box.sys, str(tmp_path), box.engine, BASELINES).recall()
     assert box.engine.baselines == before
     assert [record.levelname for record in caplog.records if "baselines" in record.message] == ["INFO"]
     assert "damaged" in caplog.text
@@ -107,21 +107,21 @@ def test_a_directory_that_cannot_be_written_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = learned(tmp_path / "first", tmp_path)
-    remembered = Remembered(box.sys, str(tmp_path / "nowhere"), box.engine)
-    remembered.save()
-    remembered.save()
+    baselines = Learned(box.sys, str(tmp_path / "nowhere"), box.engine, BASELINES)
+    baselines.save()
+    baselines.save()
     assert [record.message.split(":")[0] for record in caplog.records] == ["baselines"]
     box.close()
 
 
 def test_it_is_saved_when_it_is_due_and_not_before(tmp_path: Path) -> None:
     box, tracing = probed(tmp_path / "box", decode('[ebpf.baseline]\ncheckpoint = "30s"'))
-    remembered = Remembered(box.sys, str(tmp_path), box.engine)
+    baselines = Learned(box.sys, str(tmp_path), box.engine, BASELINES)
     saved = []
     for _ in range(40):
         tracing.waits += 50
         box.tick(**QUIET)
-        remembered.save_if_due()
-        saved.append((tmp_path / FILE).exists())
+        baselines.save_if_due()
+        saved.append((tmp_path / BASELINES.file).exists())
     assert saved.index(True) in range(28, 32)
     box.close()
