@@ -30,6 +30,7 @@ class Hardware:
     extra_disks: Sequence[Path | str] = ()  # images, kept as the guest leaves them, or sizes of empty ones
     nics: int = 0  # on one wire with each other and with nothing else
     append: str = ""  # more kernel command line
+    icount: str | None = None  # QEMU's -icount, emulated only: time goes by the instructions executed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-accel", "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}", "-cpu", "max"),
+        *_clock(hardware, wiring),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
         *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
@@ -74,6 +75,14 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
             else ()
         ),
     ]
+
+
+def _clock(hardware: Hardware, wiring: Wiring) -> tuple[str, ...]:
+    """The guest's time is the host's, or with icount its own while it works, whatever else the host does."""
+    if hardware.icount is not None:
+        return ("-accel", "tcg,thread=single", "-cpu", "max", "-icount", hardware.icount)
+    kind = "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}"
+    return ("-accel", kind, "-cpu", "max")
 
 
 def _threads() -> str:
