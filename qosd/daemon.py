@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from qosd import journal as journal_module
-from qosd.audit import log_record, log_restored
+from qosd.audit import log_record, log_restored, log_sensors
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine
@@ -90,6 +90,7 @@ class Daemon:
             part.recall()
         self._config_error: str | None = None
         self._logged = 0
+        self._silent: frozenset[str] = frozenset()
         self._stopping = False
         self._reload_asked = False
         self._hurry = False
@@ -218,6 +219,7 @@ class Daemon:
             self._give_up()
             return
         self._log()
+        self._silent = log_sensors(self._silent, status.sensors)
         for part in self._learned:
             part.save_if_due()
         self.tick_times.add(status.tick_ms)

@@ -172,8 +172,8 @@ def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) 
             rest.append(workload)
             continue
         text = (
-            f"cpu.max ineffective: {printable(workload.path)} used {seen.use:.2f} CPUs under a limit of"
-            f" {seen.limit:.2f}, as real-time tasks can; it is kept to as many CPUs instead"
+            f"kept to few CPUs, cpu.max ineffective: {printable(workload.path)} used {seen.use:.2f} CPUs"
+            f" under a limit of {seen.limit:.2f}, as real-time tasks can"
         )
         yield _Group(str(workload.id), math.ceil(seen.limit), (workload,), Reason(f"{RULE}/overrun", text))
     if by_mask and granted.cores is not None:

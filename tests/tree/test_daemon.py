@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -173,6 +174,25 @@ def test_every_write_is_logged_with_its_reason(host: Host, caplog: pytest.LogCap
         host.daemon_ticks(be=2.0, ls=1.0)
 
     assert re.search(r"be\.slice cpu\.max: max 100000 -> \d+ 10000 \(written\): BE may use", caplog.text)
+
+
+def test_pressure_that_is_off_is_one_warning_and_the_daemon_works(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EOPNOTSUPP from every pressure file, as with psi=0: said once, and once more when it is over."""
+    for file in ("cpu.pressure", "memory.pressure", "io.pressure", "cpu", "memory", "io"):
+        host.sys.fail(errno.EOPNOTSUPP, name="pread", file=file)
+
+    with caplog.at_level(logging.INFO, logger="qosd"):
+        host.daemon_ticks(10, be=2.0, ls=1.0)
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["sensor pressure: nothing to read; qosctl doctor says what is missing"]
+    assert text_of(host.root / "be.slice/cpu.max") != "max 100000"
+
+    host.sys.heal()
+    with caplog.at_level(logging.INFO, logger="qosd"):
+        host.daemon_ticks(2, be=2.0, ls=1.0)
+    assert "sensor pressure: speaks again" in caplog.text
 
 
 def test_an_unwritable_journal_is_said_and_nothing_is_written(
