@@ -40,10 +40,11 @@ hold_max = "1s"
 probe_waits = {probe_waits}
 [ebpf]
 probes = ["runq"]
+event_gap = "10ms"
 [ebpf.baseline]
 runq_cold = "2ms"
 """
-SPIN = "import os; os.nice(-10)\nwhile True: pass"
+SPIN = "import os; os.nice(-15)\nwhile True: pass"
 
 
 class Overlay(Sys):
@@ -191,7 +192,7 @@ def bursts(root: Path, works: dict[str, Path], count: int) -> dict[str, list[flo
     ls, be = (root / name / "cgroup.freeze" for name in ("ls.slice", "be.slice"))
     for freezer in (ls, be):
         freezer.write_text("1")
-        spin(freezer.parent, 3)
+        spin(freezer.parent, 2)
     found: dict[str, list[float]] = {side: [] for side in works}
     for _ in range(count):
         calm = wait_for_calm(works)
