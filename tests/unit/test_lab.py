@@ -59,7 +59,8 @@ def test_a_size_without_a_unit_is_an_error(size: str) -> None:
 def test_the_kernel_asked_for_and_more_command_line_reach_qemu() -> None:
     command = _command(kernel="6.1", append="psi=0")
     assert "-kernel /image/vmlinuz-6.1 -initrd /image/initrd-6.1" in command
-    assert "panic=-1 psi=0 " in command
+    assert "panic=-1 mitigations=off" in command
+    assert " psi=0 -drive" in command
 
 
 def test_status_output_and_input_pass_the_line(channel: Channel) -> None:
