@@ -80,7 +80,7 @@ freeze_lease = "1s"
 freeze_rest = "1s"
 [interference.kill]
 after = "1s"
-mem_available_pct = 60
+mem_available_pct = 80
 term_grace = "1s"
 settle = "1s"
 cooldown = "1s"
@@ -95,8 +95,9 @@ tier = "be"
 match = ["be.slice"]
 kill = true
 """
-HOG = "import signal, time; signal.signal(15, signal.SIG_IGN); held = b'x' * (1300 << 20); time.sleep(10000)"
-"""Nearly half of the guest's memory, and deaf to SIGTERM."""
+HELD = 600 << 20
+HOG = f"import signal, time; signal.signal(15, signal.SIG_IGN); held = b'x' * {HELD}; time.sleep(10000)"
+"""A fifth of the guest's memory, and deaf to SIGTERM."""
 
 
 def waiting_ls(guest: Guest) -> str:
@@ -116,7 +117,7 @@ def hold_memory(guest: Guest, slice_: str, *properties: str) -> None:
         f"systemd-run -q --collect --unit=test-mem --slice={slice_} -p MemoryAccounting=yes -p KillSignal=SIGKILL {options}"
         f' /usr/bin/python3 -c "{HOG}"'
     )
-    guest.until(f"test $(cat {CGROUP}/{slice_}/test-mem.service/memory.current) -gt 1300000000", seconds=120)
+    guest.until(f"test $(cat {CGROUP}/{slice_}/test-mem.service/memory.current) -ge {HELD}", seconds=120)
 
 
 def killed(guest: Guest) -> list[dict[str, Any]]:
