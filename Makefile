@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest, or need a CPU to themselves, stay on one worker: two guests at a time.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
+.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-scenes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -75,6 +75,7 @@ lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB=
 
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
 	$(RUN) bench/ebpf.py
+	$(RUN) -m bench.waits
 
 bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, netlink requests (root); natively, then in the VM
 	packaging/bootstrap lab
@@ -87,8 +88,13 @@ bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, an
 	packaging/bootstrap lab
 	$(RUN) -m bench.fast $(ARGS)
 
+bench-scenes: $(VENV)/stamp deb ## labelled interference: precision and recall of verdicts, wrong kills (in the lab's guest)
+	packaging/bootstrap lab
+	packaging/bootstrap demo
+	$(RUN) -m bench.scenes $(ARGS)
+
 clean: ## remove what was built
-	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist demo bench-scenes .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
 	$(RUN) -m bench.tick

@@ -353,7 +353,9 @@ def notify(state: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            # A PID 1 that does not read must not hold up the loop once the socket's queue is full.
+            where = "\0" + address[1:] if address.startswith("@") else address
+            sock.sendto(state.encode(), socket.MSG_DONTWAIT, where)
         except OSError as error:
             log.debug("sd_notify: %s, ignoring", error)
 

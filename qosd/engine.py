@@ -15,6 +15,7 @@ from qosd.config import Config, Mode
 from qosd.counters import Counters
 from qosd.cpu import predict, squeeze
 from qosd.disks import Disks
+from qosd.ebpf.pmu import Pmu
 from qosd.egress import Change, Egress, network_records
 from qosd.feeds import Feeds
 from qosd.files import Key
@@ -80,7 +81,7 @@ class Engine:
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(sys, root_fd)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
-        self.probes = Probes(config)
+        self.probes = Probes(config, pmu=Pmu(sys, root_fd))
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
         self.disks = Disks(sys, host.proc, host.sysfs)
@@ -179,7 +180,7 @@ class Engine:
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
             now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
-        self._keep_interference(self.answering.before(self._state.interference, now))
+        self.interference_state = self.answering.before(self._state.interference, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
             Key(workload.id, file): text
@@ -212,7 +213,8 @@ class Engine:
         """Verdicts, rungs and kills as they stand."""
         return self._state.interference
 
-    def _keep_interference(self, state: interference.State) -> None:
+    @interference_state.setter
+    def interference_state(self, state: interference.State) -> None:
         self._state = msgspec.structs.replace(self._state, interference=state)
 
     def _answer(self, decision: governors.Decision, now: Snapshot, *, enforce: bool) -> None:
@@ -220,7 +222,7 @@ class Engine:
         state, records = self.answering.after(
             decision.interference, now, self._state.interference, enforce=enforce
         )
-        self._keep_interference(state)
+        self.interference_state = state
         self._record(
             tuple(
                 msgspec.structs.replace(record, id=self._next_record + n) for n, record in enumerate(records)

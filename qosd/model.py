@@ -190,6 +190,13 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
     """Stalls at memory.high or memory.max, their own or above, or in memory.reclaim."""
     blkio: Histogram | None = None
     """Block reads and writes, from allocation to completion."""
+    tcp_rtt: Histogram | None = None
+    """Smoothed round-trip times of the sockets that received something."""
+    tcp_retransmits: int | None = None
+    cycles: int | None = None
+    """These three are of LS only, and need a PMU."""
+    instructions: int | None = None
+    llc_misses: int | None = None
 
 
 class Feed(msgspec.Struct, frozen=True, gc=False):

@@ -11,6 +11,7 @@ from qosd.interference.activity import Frame, be_share_of_capacity
 from qosd.interference.blame import Blame, Cause, judge
 from qosd.interference.kills import Effect, Means
 from qosd.interference.ladder import Ladder, May, Rung
+from qosd.interference.recall import Remembered, adopt
 from qosd.interference.signals import BaselineKey, Baselines, Kind, Signal, from_pressure, learn
 from qosd.interference.verdict import Docket, Evidence, Hearing, Verdict, evidence, forget, hear
 from qosd.model import CgroupFreeze, CgroupId, Snapshot, Tier, Workload, printable
@@ -28,6 +29,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
     docket: Docket = Docket()
     ladders: dict[Kind, Ladder] = {}
     kill: kills.State = kills.State()
+    remembered: Remembered = {}
+    """Baselines of an earlier run, for workloads of which nothing is learned yet."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -106,7 +109,8 @@ def _listen(
     if prev is None:
         return frozenset(), state, (), ()
     section = config.interference
-    signals = (*from_pressure(section, prev, now, state.baselines), *given)
+    baselines = adopt(state.baselines, state.remembered, now)
+    signals = (*from_pressure(section, prev, now, baselines), *given)
     frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True)
     paths = {workload.id: printable(workload.path) for workload in now.tier(Tier.LS)}
     hearings = tuple(
@@ -118,7 +122,7 @@ def _listen(
     be = be_share_of_capacity(prev, now)
     quiet = be is not None and be * 100 <= section.quiet_pct
     following = msgspec.structs.replace(
-        state, docket=result.docket, baselines=learn(state.baselines, signals, now, quiet=quiet)
+        state, docket=result.docket, baselines=learn(baselines, signals, now, quiet=quiet)
     )
     heard = frozenset(BaselineKey(signal.victim, signal.name) for signal in signals)
     return heard, following, result.ended, result.began

@@ -30,6 +30,7 @@ class Hardware:
     extra_disks: Sequence[Path | str] = ()  # images, kept as the guest leaves them, or sizes of empty ones
     nics: int = 0  # on one wire with each other and with nothing else
     append: str = ""  # more kernel command line
+    icount: str | None = None  # QEMU's -icount, emulated only: time goes by the instructions executed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,10 @@ def mebibytes(size: str) -> int:
 
 def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
-    emulated = wiring.accelerator != "kvm"
+    emulated = _emulated(hardware, wiring)
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-accel", f"tcg,thread={_threads()}" if emulated else "kvm"),
-        *("-cpu", _EMULATED_CPU if emulated else "max"),
+        *_clock(hardware, wiring),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
         *("-append", " ".join((_KERNEL_COMMAND_LINE, *_EMULATED_KERNEL * emulated, hardware.append)).strip()),
@@ -76,6 +76,19 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
             else ()
         ),
     ]
+
+
+def _clock(hardware: Hardware, wiring: Wiring) -> tuple[str, ...]:
+    """The guest's time is the host's, or with icount its own while it works, whatever else the host does."""
+    if hardware.icount is not None:
+        return ("-accel", "tcg,thread=single", "-cpu", _EMULATED_CPU, "-icount", hardware.icount)
+    if _emulated(hardware, wiring):
+        return ("-accel", f"tcg,thread={_threads()}", "-cpu", _EMULATED_CPU)
+    return ("-accel", "kvm", "-cpu", "max")
+
+
+def _emulated(hardware: Hardware, wiring: Wiring) -> bool:
+    return hardware.icount is not None or wiring.accelerator != "kvm"
 
 
 def _threads() -> str:

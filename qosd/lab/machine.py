@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     extra_disks: Sequence[Path | str]
     nics: int
     append: str
+    icount: str | None
 
 
 class Machine:

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -332,3 +333,26 @@ def test_the_newest_decisions_alone_can_be_asked_for(host: Host) -> None:
     assert len(everything) > 2
     assert host.daemon._handle({"command": "decisions", "last": 2}, 0)["ok"] == everything[-2:]
     assert host.daemon._handle({"command": "decisions", "last": "x"}, 0)["ok"] == everything
+
+
+def fill(sender: socket.socket) -> None:
+    while True:
+        sender.send(b"STATUS=")
+
+
+def test_a_systemd_that_reads_nothing_holds_up_no_tick(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PID 1 may be stopped, or busy for minutes: its socket's queue fills, and a blocking send would wait."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind("notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("notify")
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                fill(sender)
+        before = host.daemon.engine.counters.ticks
+        host.daemon._tick()
+    assert host.daemon.engine.counters.ticks == before + 1

@@ -170,6 +170,7 @@ RANGES = [
     ("interference.release_ticks", ["2", "1000"], ["1", "1001"]),
     ("interference.kill.after", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
     ("interference.kill.mem_available_pct", ["0.1", "100"], ["0", "101"]),
+    ("interference.kill.victim_min_pct", ["0", "100"], ["-0.1", "101"]),
     ("interference.kill.term_grace", ['"0s"', '"1min"'], ['"-1s"', '"61s"']),
     ("interference.kill.settle", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
     ("interference.kill.cooldown", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
@@ -191,6 +192,7 @@ RANGES = [
             '"auto"',
             '"off"',
             '["runq", "blkio"]',
+            '["tcp", "cpi"]',
         ],
         ['"all"', "[]"],
     ),
@@ -209,7 +211,16 @@ RANGES = [
     ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
     *(
         (f"ebpf.baseline.{name}", ['"1us"', '"1min"'], ['"0us"', '"2min"'])
-        for name in ("runq_floor", "runq_cold", "reclaim_floor", "reclaim_cold", "blkio_floor", "blkio_cold")
+        for name in (
+            "runq_floor",
+            "runq_cold",
+            "reclaim_floor",
+            "reclaim_cold",
+            "blkio_floor",
+            "blkio_cold",
+            "tcp_rtt_floor",
+            "tcp_rtt_cold",
+        )
     ),
     ("net.forwarded_mark", ["0x1", "0x80000000"], ["0", "0x3", "0x100000000"]),
 ]

@@ -64,7 +64,10 @@ def waits(status: dict[str, Any], path: str) -> dict[str, Any]:
 
 def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle: Guest) -> None:
     """An emulated CPU makes every program dear: how dear is not the question here."""
-    idle.configure(f'[ebpf]\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}')
+    every = '["runq", "reclaim", "blkio", "tcp"]'
+    idle.configure(
+        f'[ebpf]\nprobes = {every}\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}'
+    )
     before = links(idle)
     idle.sh("systemctl start qosd")
     idle.sh(VICTIM)
@@ -72,7 +75,12 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     status = idle.status_when(
         lambda now: waits(now, "ls.slice")["count"] > 0 and now["ebpf"]["breaches"].get("be", 0) > 0, tries=60
     )
-    assert probes(status) == {"runq": "attached", "reclaim": "attached", "blkio": "attached"}
+    assert probes(status) == {
+        "runq": "attached",
+        "reclaim": "attached",
+        "blkio": "attached",
+        "tcp": "attached",
+    }
     assert status["ebpf"]["loader"] == "libbpf"
     ls = waits(status, "ls.slice")
     assert ls["cold"]
@@ -81,7 +89,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     assert "qosd_probe_breaches_total" in idle.sh("curl -s http://127.0.0.1:9753/metrics")
     assert "eBPF by libbpf: runq" in idle.sh("qosctl status")
     assert "Traceback" not in idle.journal_text()
-    assert links(idle) == before + 8
+    assert links(idle) == before + 9
     idle.drop_in("[Service]\nRestart=no")
     idle.sh("systemctl kill -s KILL qosd")
     idle.until(f"[ $(python3 /var/tmp/links.py) = {before} ]", seconds=60)
@@ -105,7 +113,7 @@ def test_without_the_capabilities_there_is_no_probe_and_the_daemon_works(idle: G
     idle.hog(threads=2)
     idle.until(f"grep -q 1 {CGROUP}/be.slice/cpu.idle", seconds=60)
     status = idle.status_when(tried)
-    assert set(probes(status).values()) == {"absent"}
+    assert set(probes(status).values()) == {"absent", "off"}
     assert "CAP_BPF and CAP_PERFMON are needed" in status["ebpf"]["why"]
     assert "CAP_BPF" in idle.status_of("qosctl doctor")[1]
     assert "Traceback" not in idle.journal_text()
@@ -116,7 +124,7 @@ def test_a_kernel_that_does_not_describe_its_types_costs_the_probes_alone(idle: 
     idle.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
     idle.sh("systemctl start qosd")
     status = idle.status_when(tried)
-    assert set(probes(status).values()) == {"absent"}
+    assert set(probes(status).values()) == {"absent", "off"}
     assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["why"]
     assert "python3-bpfcc" in status["ebpf"]["why"]
     assert "Traceback" not in idle.journal_text()
@@ -194,3 +202,20 @@ def test_bcc_and_libbpf_see_the_same_load_alike(with_bcc: Guest, share: Path) ->
     assert bcc["hog_ns"] + bcc["unknown_ns"] > 0.9 * libbpf["hog_ns"]
     assert libbpf["events"] > 0
     assert bcc["events"] > 0
+
+
+def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_does_not_wait(with_bcc: Guest) -> None:
+    """In the unit's sandbox, with its limit of memory and its watchdog."""
+    with_bcc.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
+    with_bcc.configure(f"[ebpf]\nmax_overhead_pct = 100.0{EQUALS}")
+    with_bcc.sh("systemctl restart qosd", timeout=120)
+    compiling = with_bcc.status_when(tried)
+    with_bcc.sh(VICTIM)
+    with_bcc.sh(HOG)
+    status = with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] > 0, tries=180)
+    assert compiling["ebpf"]["loader"] or "bcc is compiling" in compiling["ebpf"]["why"]
+    assert status["ebpf"]["loader"] == "bcc"
+    assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["loader_why"]
+    assert probes(status) == {"runq": "attached", "reclaim": "absent", "blkio": "absent", "tcp": "off"}
+    assert with_bcc.sh("systemctl show -p NRestarts --value qosd").strip() == "0"
+    assert "Traceback" not in with_bcc.journal_text()
