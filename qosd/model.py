@@ -138,6 +138,8 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     page_bytes: int = 4096
     cpus_shared: tuple[int, ...] | None = None
     """cpuset.cpus.effective of the root: the online CPUs that no cpuset partition has to itself."""
+    lru_gen: bool | None = None
+    """Whether the multi-generational LRU runs: there "inactive" says nothing of use. None: not known."""
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):

@@ -86,7 +86,8 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
 def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float | None:
     """Bytes BE may hold: what reclaim cannot take from it, and what is available beyond the reserve.
 
-    MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody.
+    MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody. It
+    counts LS's too, which is not BE's to take: with it in, all are scanned before BE meets its limit.
     """
     host = now.host
     if host.mem_total is None or host.mem_available is None:
@@ -96,7 +97,13 @@ def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float
         return None
     reserve = host.mem_total * (100 - config.host.memory_target_pct) / 100
     floor = host.mem_total * config.memory.limits.floor_pct / 100
-    return max(sum(each or 0 for each in kept) + host.mem_available - reserve, floor)
+    return max(sum(each or 0 for each in kept) + host.mem_available - _cache_of_ls(now) - reserve, floor)
+
+
+def _cache_of_ls(now: Snapshot) -> int:
+    """What is not known counts as nothing: that tightens nobody."""
+    memories = [workload.sample.memory for workload in now.tier(Tier.LS)]
+    return sum(each.stat.page_cache for each in memories if each is not None and each.stat is not None)
 
 
 def unreclaimable(workload: Workload) -> int | None:
