@@ -48,7 +48,7 @@ def test_ten_reloads_of_systemd_are_each_answered_within_two_ticks_and_start_no_
     guest.job()
     guest.limited()
 
-    limited = waiting(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", 5)
+    limited = waiting(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", 10)
     guest.sh(f"for _ in {{1..10}}; do systemctl daemon-reload && {limited} || exit 1; done", timeout=180)
 
     assert guest.setting("be.slice", "cpu.max")["state"] in ("in-force", "written")
@@ -63,7 +63,7 @@ def test_a_sibling_that_needs_a_new_controller_does_not_lift_the_limit_for_long(
         "systemd-run -q --collect --unit=test-io --slice=be.slice -p IOWeight=50 -p AllowedCPUs=0 sleep 1000"
     )
 
-    guest.until(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=5)
+    guest.until(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=10)
 
 
 def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Guest) -> None:
@@ -148,7 +148,7 @@ def test_a_workload_taken_out_of_the_configuration_gets_its_original_back(guest:
     guest.configure('[[workload]]\nname = "ls"\ntier = "ls"\nmatch = ["ls.slice"]')
 
     guest.sh("qosctl reload")
-    guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=5)
+    guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=10)
 
 
 def test_pause_gives_everything_back_and_resume_takes_it_again(guest: Guest) -> None:
