@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest, or need a CPU to themselves, stay on one worker: two guests at a time.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-scenes clean
+.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-oom bench-scenes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -83,6 +83,10 @@ bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, 
 
 bench-memory: $(VENV)/stamp deb ## LS page cache under a streaming BE, and background reclaim, in the VM
 	$(RUN) -m bench.memory $(ARGS)
+
+bench-oom: $(VENV)/stamp deb ## who ends a hog of memory, and what LS feels of it: the kernel, qosd, four other daemons (VM)
+	packaging/bootstrap lab
+	$(RUN) -m bench.oom $(ARGS)
 
 bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, and by the tick alone (in the lab's guest)
 	packaging/bootstrap lab

@@ -25,10 +25,12 @@ from qosd.interference import governor as interference
 from qosd.journal import Journal
 from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Breach, CgroupId, CpuMax, Snapshot, Tier
+from qosd.oomkillers import OomKillers
 from qosd.plan import Desired, Ledger, Now, Plan, diff, narrow, originals
 from qosd.policies import Policies
 from qosd.probes import Probes
 from qosd.reflex import Reflex
+from qosd.schema.interference import MaxAnswer
 from qosd.schema.io import wants_disks
 from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
@@ -85,6 +87,7 @@ class Engine:
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
         self.disks = Disks(sys, host.proc, host.sysfs)
+        self.oom_killers = OomKillers(sys, root_fd)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -175,7 +178,7 @@ class Engine:
             reclaimed=self.reclaimer.collect(),
             originals=originals(self._ledger),
         )
-        if wants_disks(self.config.io):
+        if wants_disks(self.config.io) or self.config.interference.answer is not MaxAnswer.REPORT:
             now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
             now = msgspec.structs.replace(now, feeds=feeds)
@@ -326,6 +329,7 @@ class Engine:
 
     def close(self) -> None:
         self.reflex.triggers.disarm()
+        self.reflex.memory.disarm()
         self.note_network(self.egress.close())
         self.probes.close()
         self.feeds.close()
@@ -387,4 +391,5 @@ class Engine:
             cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),
+            oom_killers=self.oom_killers.sample(self._tick),
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
 from qosd.memory import decide as memory
 from qosd.memsample import MemorySample, MemoryStat, Part, Reclaimed
@@ -102,6 +103,7 @@ class Host:
         self.state = memory.State()
         self.prev: Snapshot | None = None
         self.answers: list[Reclaimed] = []
+        self.asked: Tighten | None = None
 
     def snapshot(self) -> Snapshot:
         host = HostSample(
@@ -130,7 +132,7 @@ class Host:
             setattr(self, name, value)
         self.usec += round(seconds * 1e6)
         now = self.snapshot()
-        self.state, decision = memory.decide(self.config, self.prev, now, self.state)
+        self.state, decision = memory.decide(self.config, self.prev, now, self.state, self.asked)
         self.prev = now
         wanted = {(each.cgroup_id, each.setting.file): each.setting for each in decision.desired}
         for group in self.groups if self.apply else ():

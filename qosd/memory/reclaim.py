@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config, WorkloadRule
 from qosd.memory import brake, parts
 from qosd.memory.parts import WORTH, Demand, Target
@@ -66,14 +67,15 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     text: str
     for_host: bool
     hurry: bool = False
-    """The host lacks memory, whatever else is the reason."""
+    """The host or LS lacks memory, whatever else is the reason."""
+    for_ladder: bool = False
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
 ) -> tuple[State, tuple[Reclaim, ...], tuple[Standing, ...]]:
     reclaim = config.memory.reclaim
-    if not _is_asked_for(config):
+    if not _is_asked_for(config) and asked is None:
         return State(swappiness_key=state.swappiness_key), (), ()
     state = _after_results(config, now, state)
     missing = _shortage(reclaim, now, was_short=state.short)
@@ -85,20 +87,20 @@ def decide(
     for workload in _in_order(now):
         track = tracks[workload.id]
         rule = rules.get(workload.name)
-        want = _want(rule, workload, track, missing)
+        want = _want(rule, workload, track, missing) or _for_ladder(rule, workload, track, asked)
         track = msgspec.structs.replace(track, active=want is not None and not want.for_host)
         if want is None:
             tracks[workload.id] = track
             standings.append(Standing(workload.id, *_idle(rule, track)))
             continue
-        asked, track, standing = _judge(config, prev, now, workload, (state, track, want, budget))
+        chosen, track, standing = _judge(config, prev, now, workload, (state, track, want, budget))
         standings.append(standing)
         tracks[workload.id] = track
-        if asked is None:
+        if chosen is None:
             continue
-        budget -= asked.bytes
-        missing = max(missing - asked.bytes, 0)
-        reclaims.append(asked)
+        budget -= chosen.bytes
+        missing = max(missing - chosen.bytes, 0)
+        reclaims.append(chosen)
         tracks[workload.id] = msgspec.structs.replace(track, in_flight=True)
     short = missing > 0 or any(each.reason.rule.endswith("/host") for each in reclaims)
     following = State(tracks, state.swappiness_key, short)
@@ -186,6 +188,19 @@ def _want(rule: WorkloadRule | None, workload: Workload, track: Track, missing: 
     return None
 
 
+def _for_ladder(
+    rule: WorkloadRule | None, workload: Workload, track: Track, asked: Tighten | None
+) -> Want | None:
+    """What the ladder of answers asks: page cache of a workload through which LS waits for memory."""
+    stat = track.stat
+    if rule is None or not rule.page_cache_reclaim or stat is None or asked is None:
+        return None
+    if not asked.hot or workload.id not in asked.ids or stat.page_cache == 0:
+        return None
+    text = f"{_mib(stat.page_cache)} of page cache while {asked.reason.text}"
+    return Want(stat.page_cache, text, for_host=True, hurry=True, for_ladder=True)
+
+
 def _judge(
     config: Config,
     prev: Snapshot | None,
@@ -243,7 +258,7 @@ def _idle(rule: WorkloadRule | None, track: Track) -> tuple[str, str]:
 
 def _reason(track: Track, want: Want) -> Reason:
     clean = parts.clean(track.stat) if track.stat is not None else 0
-    rule = "host" if want.for_host else "watermark"
+    rule = "ladder" if want.for_ladder else "host" if want.for_host else "watermark"
     inputs = [
         Input("page cache", round((track.stat.page_cache if track.stat else 0) / _MIB, 1), "MiB"),
         Input("clean and unmapped", round(clean / _MIB, 1), "MiB"),

@@ -76,6 +76,7 @@ class Reclaiming(Section, frozen=True):
 class Trouble(Section, frozen=True):
     available_pct: Share = 5.0
     ls_full_pct: Share = 10.0
+    wake_pct: Share = 20.0
 
 
 class Memory(Section, frozen=True):

@@ -258,6 +258,27 @@ def test_an_event_of_a_trigger_cuts_be_and_is_logged(
     host.close()
 
 
+def test_ls_that_waits_for_memory_calls_for_a_tick_and_for_nothing_else(tmp_path: Path) -> None:
+    """At the soonest a quarter of the interval after the last, and never later than it was due."""
+    host = Host(tmp_path, REACTING + '[interference]\nanswer = "freeze"\n')
+    host.daemon_ticks(be=3.0)
+    written, now = len(host.sys.writes()), host.daemon._now_usec()
+    assert host.daemon._sooner(now + 900_000, now - 100_000, 1_000_000) == now + 900_000
+
+    reader, writer = os.pipe()
+    memory = host.engine.reflex.memory
+    memory._armed[reader] = Armed(cgroup_id(host.root / "ls.slice"), "ls.slice", reader, 20_000, 100_000)
+    host.sys.fds.add(reader)
+    host.daemon._on_kernel(reader, select.EPOLLPRI)
+
+    assert host.daemon._sooner(now + 900_000, now - 100_000, 1_000_000) == now + 150_000
+    assert host.daemon._sooner(now + 200_000, now - 800_000, 1_000_000) == now
+    assert host.daemon._sooner(now - 1, now - 1_000_001, 1_000_000) == now - 1
+    assert len(host.sys.writes()) == written
+    os.close(writer)
+    host.close()
+
+
 def test_the_end_of_a_triggers_cgroup_closes_it_and_cuts_nothing(tmp_path: Path) -> None:
     host = Host(tmp_path, REACTING)
     host.daemon_ticks(be=3.0)

@@ -146,6 +146,7 @@ RANGES = [
     ("memory.reclaim.hold_max", ['"30s"', '"24h"'], ['"29s"', '"25h"']),
     ("memory.trouble.available_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.trouble.ls_full_pct", ["0.1", "100"], ["0", "101"]),
+    ("memory.trouble.wake_pct", ["0.1", "100"], ["0", "101"]),
     ("ownership.contested_after", ["1", "100"], ["0", "-1"]),
     ("sense.fd_budget", ["64", "100000"], ["63", "100001"]),
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
