@@ -74,7 +74,7 @@ lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB=
 	$(RUN) -m qosd.lab $(or $(LAB),shell)
 
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
-	$(RUN) bench/ebpf.py
+	$(RUN) -m bench.ebpf
 	$(RUN) -m bench.waits
 
 bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, netlink requests (root); natively, then in the VM

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench.waits import be_important
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.loader import Object
 from qosd.ebpf.maps import RunTime, run_time_statistics
@@ -207,7 +208,6 @@ SLEEPER = "import time; time.sleep(600)"
 
 def bench_event(library: Library, events: int) -> None:
     os.sched_setaffinity(0, {0})
-    os.nice(-20)  # as a daemon with a high CPUWeight: what else runs here is not the question
     with (
         child_cgroup("victim") as (victim, victim_id),
         child_cgroup("hog") as (hog, hog_id),
@@ -319,6 +319,7 @@ def main() -> None:
     parser.add_argument("--switches", type=int, default=300_000)
     parser.add_argument("--events", type=int, default=300)
     arguments = parser.parse_args()
+    be_important(-20)  # what else runs here is not the question
     print(f"{os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     library = Library()
     with tempfile.TemporaryDirectory() as work:
