@@ -33,7 +33,10 @@ def test_a_stop_gives_everything_back_within_two_seconds(throttled: tuple[Guest,
 
     assert guest.values() == before
     left = int(guest.sh("systemctl show -p ExecMainExitTimestampMonotonic --value qosd")) / 1e6
-    assert left - asked < 2
+    # Emulated beside other work, a second is less than one: as long as a loop takes then, that otherwise takes 0.7 s.
+    loop = "import time; t = time.monotonic()\nfor _ in range(10**6): pass\nprint(time.monotonic() - t)"
+    slower = float(guest.sh(f"python3 -I -S -c '{loop}'")) / 0.7
+    assert left - asked < 2 * max(slower, 1)
     assert guest.sh("systemctl show -p Result --value qosd") == "success\n"
 
 
