@@ -23,7 +23,7 @@ def measure(kernel: str, smp: str, arguments: list[str], timeout: float) -> None
         shutil.copy(built[-1], share / "qosd.deb")
         for package in ("bench", "tests/netns"):
             shutil.copytree(_ROOT / package, share / Path(package).name)
-        with Machine.boot(kernel=kernel, smp=smp, share=share, nics=2) as machine:
+        with Machine.boot(kernel=kernel, smp=smp, share=share, nics=2, offloads=True) as machine:
             machine.run(f"{_INSTALL} && systemctl stop qosd", timeout=300)
             release = machine.run("uname -r").stdout.strip()
             print(f"\nIn the guest: Linux {release}, {smp} CPU(s), {machine.accelerator}", flush=True)
