@@ -47,7 +47,7 @@ def here(parts: list[str], nics: tuple[str, str] | None, rounds: int | None) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", choices=[[], *_PARTS], help=", ".join(_PARTS))
+    parser.add_argument("parts", nargs="*", help=", ".join(_PARTS))
     parser.add_argument("--native", action="store_true", help="only over a veth pair on this machine")
     parser.add_argument("--vm", action="store_true", help="only over virtio NICs in the guest")
     parser.add_argument("--rounds", type=int)
@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the guest")
     parser.add_argument("--nics", nargs=2, help="two cards on one wire, to run here over them")
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(_PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if options.nics is not None:
         here(options.parts or list(_PARTS), tuple(options.nics), options.rounds)
         return
