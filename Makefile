@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast clean
+.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-scenes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -79,8 +79,13 @@ bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, an
 	packaging/bootstrap lab
 	$(RUN) -m bench.fast $(ARGS)
 
+bench-scenes: $(VENV)/stamp deb ## labelled interference: precision and recall of verdicts, wrong kills (in the lab's guest)
+	packaging/bootstrap lab
+	packaging/bootstrap demo
+	$(RUN) -m bench.scenes $(ARGS)
+
 clean: ## remove what was built
-	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist demo bench-scenes .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 bench-tick: $(VENV)/stamp ## what looking costs, beside a naive walk of the same files
 	$(RUN) -m bench.tick

@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from qosd.interference import heard
 from qosd.interference.activity import Doing, Frame, doings
 from qosd.interference.signals import Kind, Signal
 from qosd.model import CgroupId, CpuStat, Snapshot, Tier, Workload, printable
@@ -52,10 +53,14 @@ def judge(signal: Signal, frame: Frame, be_share_pct: float) -> Blame:
     if own is not None:
         text = f"it waits for its own limit: {own.name} rose by {own.value:g} {own.unit}"
         return Blame(Cause.SELF, 1.0, text, evidence=(own,))
-    doing = _named(signal, frame.now) or doings(signal.kind, frame)
+    named = _named(signal, frame.now)
+    doing = named or doings(signal.kind, frame)
     if doing is None:
         return Blame(Cause.UNKNOWN, 0.0, "who did what in that interval is not known")
-    return _of(signal, doing, be_share_pct)
+    blame = _of(signal, doing, be_share_pct)
+    return (
+        blame if named else msgspec.structs.replace(blame, confidence=round(blame.confidence * _INFERRED, 3))
+    )
 
 
 def own_limit(kind: Kind, frame: Frame, before: Workload, after: Workload) -> Input | None:
@@ -94,15 +99,24 @@ def _limits(path: str, snapshot: Snapshot) -> dict[CgroupId, CpuStat]:
 
 
 def _named(signal: Signal, now: Snapshot) -> tuple[Doing, ...]:
-    """The culprits that the signal itself names; whoever is in no workload is the system."""
+    """The culprits that were seen: whoever is in no workload is the system.
+
+    The runq probe has seen who had the CPUs, whichever signal says that the victim waited for one.
+    """
     named = []
-    for cgroup_id, share in signal.culprits:
+    for cgroup_id, share in signal.culprits or _seen(signal, now):
         workload = now.workload(cgroup_id)
         if share > 0:
             tier = workload.tier if workload is not None else None
             path = workload.path if workload is not None else "system"
             named.append(Doing(cgroup_id if workload is not None else None, path, tier, share))
     return tuple(named)
+
+
+def _seen(signal: Signal, now: Snapshot) -> tuple[tuple[CgroupId, float], ...]:
+    if signal.kind is not Kind.CPU:
+        return ()
+    return heard.culprits(next((each for each in now.probed if each.id == signal.victim), None))
 
 
 def _of(signal: Signal, doing: tuple[Doing, ...], be_share_pct: float) -> Blame:
@@ -116,7 +130,7 @@ def _of(signal: Signal, doing: tuple[Doing, ...], be_share_pct: float) -> Blame:
     # Of memory, which does not come back by waiting, BE must have the largest part.
     if signal.kind is not Kind.MEMORY and shares[Cause.BE] * 100 >= be_share_pct:
         cause = Cause.BE
-    confidence = shares[cause] * (1.0 if signal.culprits else _INFERRED) * (_COLD if signal.cold else 1.0)
+    confidence = shares[cause] * (_COLD if signal.cold else 1.0)
     text = f"{_WHO[cause]} did {shares[cause]:.0%} of what was done with {_resource(signal.kind)}"
     return Blame(cause, round(confidence, 3), text, _culprits(signal, doing, total))
 

@@ -45,13 +45,14 @@ def rank(config: Config, now: Snapshot, cooling: tuple[Cooling, ...] = ()) -> tu
     """Everybody, the first to go first; LS last, never."""
     allowed = {rule.name for rule in config.workload if rule.kill and rule.tier is Tier.BE}
     cold = {each.path for each in cooling if now.monotonic_usec < each.until_usec}
+    least = (now.host.mem_total or 0) * config.interference.kill.victim_min_pct / 100
     candidates = [each for workload in now.workloads for each in _units(now, workload)]
     ordered = sorted(candidates, key=_order)
     levels = sorted({each.priority for each in candidates if each.tier is Tier.BE}, reverse=True)
     ranked: list[Candidate] = []
     kills = 0
     for each in ordered:
-        why = _never(each, allowed, cold)
+        why = _never(each, allowed, cold, least)
         kills += why is None
         ranked.append(
             msgspec.structs.replace(
@@ -68,7 +69,7 @@ def _order(each: Candidate) -> tuple[bool, int, int, str]:
     return each.tier is Tier.LS, -each.priority, -(each.memory_bytes or 0), each.path
 
 
-def _never(each: Candidate, allowed: set[str], cold: set[str]) -> str | None:
+def _never(each: Candidate, allowed: set[str], cold: set[str], least: float) -> str | None:
     """Why it is not killed, None for one that may be."""
     if each.tier is Tier.LS:
         return "never: it is latency-sensitive"
@@ -78,6 +79,8 @@ def _never(each: Candidate, allowed: set[str], cold: set[str]) -> str | None:
         return "not killed: it was killed a short while ago"
     if not each.memory_bytes:
         return "not killed: it holds no memory that is known of"
+    if each.memory_bytes < least:
+        return "not killed: it holds too little memory for its end to help anybody"
     return None
 
 

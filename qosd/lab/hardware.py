@@ -31,6 +31,7 @@ class Hardware:
     nics: int = 0  # on one wire with each other and with nothing else
     offloads: bool = False  # the wire takes packets of 64 KiB and unsummed ones; needs root
     append: str = ""  # more kernel command line
+    icount: str | None = None  # QEMU's -icount, emulated only: time goes by the instructions executed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-accel", "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}", "-cpu", "max"),
+        *_clock(hardware, wiring),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
         *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
@@ -76,6 +77,14 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
             else ()
         ),
     ]
+
+
+def _clock(hardware: Hardware, wiring: Wiring) -> tuple[str, ...]:
+    """The guest's time is the host's, or with icount its own while it works, whatever else the host does."""
+    if hardware.icount is not None:
+        return ("-accel", "tcg,thread=single", "-cpu", "max", "-icount", hardware.icount)
+    kind = "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}"
+    return ("-accel", kind, "-cpu", "max")
 
 
 def _threads() -> str:

@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     nics: int
     offloads: bool
     append: str
+    icount: str | None
 
 
 class Machine:

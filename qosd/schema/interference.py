@@ -29,6 +29,7 @@ class MaxAnswer(enum.StrEnum):
 class Kill(Section, frozen=True):
     after: Duration = Duration(10_000_000)
     mem_available_pct: Share = 10.0
+    victim_min_pct: Percent = 1.0
     term_grace: Duration = Duration(5_000_000)
     settle: Duration = Duration(15_000_000)
     cooldown: Duration = Duration(60_000_000)

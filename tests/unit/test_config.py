@@ -187,6 +187,7 @@ RANGES = [
     ("interference.release_ticks", ["2", "1000"], ["1", "1001"]),
     ("interference.kill.after", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
     ("interference.kill.mem_available_pct", ["0.1", "100"], ["0", "101"]),
+    ("interference.kill.victim_min_pct", ["0", "100"], ["-0.1", "101"]),
     ("interference.kill.term_grace", ['"0s"', '"1min"'], ['"-1s"', '"61s"']),
     ("interference.kill.settle", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),
     ("interference.kill.cooldown", ['"1s"', '"1h"'], ['"999ms"', '"2h"']),

@@ -169,6 +169,21 @@ def test_culprits_that_a_signal_names_are_believed_before_any_guess() -> None:
     assert unseen.confidence == pytest.approx(0.5)
 
 
+def test_pressure_on_a_cpu_is_put_down_to_whom_the_probe_saw_there_and_not_to_who_was_busy_elsewhere() -> (
+    None
+):
+    stage = Stage(config())
+    stage.tick()
+    prev, now = stage.snapshot(), stage.snapshot(be=3, other_ls=1, ls_cpu_wait=0.6)
+    seen = (Preemptor(OTHER_LS, OTHER_LS, 950, 9), Preemptor(BE, BE, 50, 1))
+    now = msgspec.structs.replace(now, probed=(Probed(LS, preemptors=seen),))
+    pressure = next(each for each in from_pressure(Interference(), prev, now, {}) if each.victim == LS)
+
+    assert pressure.name == "cpu.pressure"
+    assert judge(pressure, Frame(prev, now), 20).cause is Cause.LS
+    assert judge(pressure, Frame(prev, msgspec.structs.replace(now, probed=())), 20).cause is Cause.BE
+
+
 def test_a_baseline_is_learned_while_be_is_quiet_and_raises_the_threshold() -> None:
     stage = Stage(config(baseline_ticks=5))
     for _ in range(6):

@@ -114,6 +114,20 @@ def test_each_rule_alone_forbids_a_kill(settings: Config, free: int) -> None:
     assert outcomes[-1].verdicts
 
 
+def test_an_idle_job_does_not_die_for_one_that_holds_the_memory_and_may_not_be_killed() -> None:
+    """It is first by its priority, and the only one on the list; its end would help nobody."""
+    settings = config()
+    one, keep, batch = settings.workload
+    keep = msgspec.structs.replace(keep, kill=False)
+    settings = msgspec.structs.replace(settings, workload=(one, keep, batch))
+    made = stage(settings, two_be=True)
+    made.sizes[OTHER_BE] = MIB
+
+    assert effects(suffer(made, 60)) == []
+    made.sizes[OTHER_BE] = GIB
+    assert {each.victim.path for each in effects(suffer(made, 60))} == {"worse.slice"}
+
+
 def test_a_freeze_that_was_wanted_and_never_in_force_was_not_tried() -> None:
     made = stage()
     made.unfreezable = frozenset({BE})
