@@ -168,9 +168,7 @@ class Lab:
         return path
 
     def close(self) -> None:
-        with (
-            contextlib.ExitStack() as left
-        ):  # all of it, whatever of it fails: other tests follow
+        with contextlib.ExitStack() as left:  # all of it, whatever of it fails: other tests follow
             left.callback(os.close, self._home)
             left.callback(lambda: _checked(_libc.setns(self._home, CLONE_NEWNET)))
             for step in self._undo:
