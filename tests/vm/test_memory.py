@@ -86,7 +86,10 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
     guest = idle
     guest.configure(WATERMARKS)
     guest.sh("truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
-    guest.sh("systemd-run -q --wait --collect --slice=be.slice cat /var/tmp/test-ended")
+    guest.sh(
+        "systemd-run -q --wait --collect --slice=be.slice bash -c 'cat /var/tmp/test-ended >/dev/null'",
+        timeout=180,
+    )
     start(guest, "hot", "ls.slice", reads(80, "hot"))
     start(guest, "cold", "be.slice", reads(300, "cold"))
     start(guest, "shm", "be.slice", "head -c 150M /dev/zero >/dev/shm/test-shm; sleep inf")
@@ -166,7 +169,7 @@ def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle:
 def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daemon(idle: Guest) -> None:
     guest = idle
     guest.configure(
-        '[memory]\nstat_interval = "1s"\n'
+        '[memory]\nstat_interval = "1s"\n[memory.protection]\nenforce = "auto"\n'
         '[[workload]]\nname = "web"\ntier = "ls"\nmatch = ["testls.slice"]\n'
         '[[workload]]\nname = "be"\ntier = "be"\nmatch = ["be.slice", "manual/child"]\npage_cache_high = "1MiB"\n'
     )
