@@ -29,6 +29,7 @@ class Hardware:
     swap: str | None = None  # size of a swap disk, on from the start
     extra_disks: Sequence[Path | str] = ()  # images, kept as the guest leaves them, or sizes of empty ones
     nics: int = 0  # on one wire with each other and with nothing else
+    offloads: bool = False  # the wire takes packets of 64 KiB and unsummed ones; needs root
     append: str = ""  # more kernel command line
     icount: str | None = None  # QEMU's -icount, emulated only: time goes by the instructions executed
 
@@ -43,6 +44,7 @@ class Wiring:
     virtiofsd: Path | None
     disks: Sequence[tuple[str, Path]]  # serial and image, in the order of vdb, vdc...
     terminal: bool = False
+    taps: Sequence[int] = ()  # the wire's ends, for a guest with offloads
 
 
 def mebibytes(size: str) -> int:
@@ -55,12 +57,13 @@ def mebibytes(size: str) -> int:
 
 def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
+    emulated = _emulated(hardware, wiring)
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *_clock(hardware, wiring),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
-        *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
+        *("-append", " ".join((_KERNEL_COMMAND_LINE, *_EMULATED_KERNEL * emulated, hardware.append)).strip()),
         *("-drive", f"file={image.disk},if=none,id=root,format=raw,snapshot=on,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=root,serial=root"),
         *_disks(wiring.disks),
@@ -68,7 +71,7 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wiring.agent}"),
         *("-device", f"virtserialport,chardev=agent,name={PORT}"),
         *_share(wiring.virtiofsd),
-        *_nics(hardware.nics),
+        *_nics(hardware.nics, wiring.taps),
         *(
             ("-chardev", "stdio,id=term,signal=off", "-device", "virtconsole,chardev=term")
             if wiring.terminal
@@ -80,9 +83,14 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
 def _clock(hardware: Hardware, wiring: Wiring) -> tuple[str, ...]:
     """The guest's time is the host's, or with icount its own while it works, whatever else the host does."""
     if hardware.icount is not None:
-        return ("-accel", "tcg,thread=single", "-cpu", "max", "-icount", hardware.icount)
-    kind = "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}"
-    return ("-accel", kind, "-cpu", "max")
+        return ("-accel", "tcg,thread=single", "-cpu", _EMULATED_CPU, "-icount", hardware.icount)
+    if _emulated(hardware, wiring):
+        return ("-accel", f"tcg,thread={_threads()}", "-cpu", _EMULATED_CPU)
+    return ("-accel", "kvm", "-cpu", "max")
+
+
+def _emulated(hardware: Hardware, wiring: Wiring) -> bool:
+    return hardware.icount is not None or wiring.accelerator != "kvm"
 
 
 def _threads() -> str:
@@ -96,6 +104,14 @@ def _threads() -> str:
 
 # net.ifnames=0: eth0 wherever it is plugged; panic=-1 with -no-reboot: a panic ends QEMU at once.
 _KERNEL_COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet psi=1 net.ifnames=0 panic=-1"
+
+
+# What costs an emulated CPU most, and shows a test nothing. QEMU does `rep movsb` and its like element by
+# element, so neither the C library nor the kernel may prefer them (ERMS; 112 is X86_FEATURE_REP_GOOD): new
+# memory takes it a third of the time. SMAP ends a block of translated code at each access to user memory,
+# mitigations make each indirect call three, a fifth level of page tables is one more to walk.
+_EMULATED_CPU = "max,erms=off,smap=off,smep=off,pku=off,umip=off,la57=off"
+_EMULATED_KERNEL = ("mitigations=off", "clearcpuid=112", "audit=0", "nowatchdog")
 
 
 # Every device left out is a driver the emulated guest need not load: SATA alone cost it 4 s.
@@ -136,7 +152,8 @@ def _share(virtiofsd: Path | None) -> Iterator[str]:
         yield from ("-device", f"vhost-user-fs-pci,chardev=share,tag={SHARE_TAG}")
 
 
-def _nics(count: int) -> Iterator[str]:
+def _nics(count: int, taps: Sequence[int]) -> Iterator[str]:
     for index in range(count):
-        yield from ("-netdev", f"hubport,id=net{index},hubid=0")
+        end = f"tap,id=net{index},fd={taps[index]}" if taps else f"hubport,id=net{index},hubid=0"
+        yield from ("-netdev", end)
         yield from ("-device", f"virtio-net-pci,netdev=net{index},mac=52:54:00:71:6f:{index:02x}")

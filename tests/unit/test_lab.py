@@ -33,8 +33,8 @@ def channel() -> Iterator[Channel]:
         agent.kill()
 
 
-def _command(**options: object) -> str:
-    wiring = Wiring(accelerator="tcg", agent=7, console=Path("/c"), virtiofsd=None, disks=[])
+def _command(taps: tuple[int, ...] = (), **options: object) -> str:
+    wiring = Wiring(accelerator="tcg", agent=7, console=Path("/c"), virtiofsd=None, disks=[], taps=taps)
     return " ".join(qemu_command(Hardware(**options), Image(Path("/image")), wiring))  # type: ignore[arg-type]
 
 
@@ -50,6 +50,11 @@ def test_what_does_not_divide_into_numa_nodes_is_an_error() -> None:
         _command(numa=2, smp="3")
 
 
+def test_the_cards_of_a_guest_are_on_one_wire() -> None:
+    assert "hubport,id=net1,hubid=0" in _command(nics=2)
+    assert "tap,id=net1,fd=9 -device virtio-net-pci,netdev=net1" in _command((8, 9), nics=2)
+
+
 @pytest.mark.parametrize("size", ["", "3", "0G", "1.5G", "3g", "-1M"])
 def test_a_size_without_a_unit_is_an_error(size: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
@@ -59,12 +64,15 @@ def test_a_size_without_a_unit_is_an_error(size: str) -> None:
 def test_the_kernel_asked_for_and_more_command_line_reach_qemu() -> None:
     command = _command(kernel="6.1", append="psi=0")
     assert "-kernel /image/vmlinuz-6.1 -initrd /image/initrd-6.1" in command
-    assert "panic=-1 psi=0 " in command
+    assert "panic=-1 mitigations=off" in command
+    assert " psi=0 -drive" in command
 
 
 def test_a_guest_with_a_clock_of_its_own_has_one_thread_and_is_never_on_kvm() -> None:
     assert "-icount" not in _command()
-    assert "-accel tcg,thread=single -cpu max -icount shift=1 " in _command(icount="shift=1")
+    command = _command(icount="shift=1")
+    assert "-accel tcg,thread=single -cpu max,erms=off," in command
+    assert " -icount shift=1 " in command
 
 
 def test_status_output_and_input_pass_the_line(channel: Channel) -> None:
