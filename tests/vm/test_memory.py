@@ -14,6 +14,8 @@ from vm.guest import CGROUP, NEWER, Guest
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
+# What earlier tests' jobs have left is clean cache of be.slice, and would go first.
+FRESH = "sync; echo 3 >/proc/sys/vm/drop_caches"
 WATERMARKS = """
 [memory]
 stat_interval = "1s"
@@ -85,7 +87,7 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
     """Case 41: clean cache in chunks, that of ended jobs too; shmem, anon and LS's cache stay; 6.1 has no swappiness."""
     guest = idle
     guest.configure(WATERMARKS)
-    guest.sh("truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
+    guest.sh(f"{FRESH}; truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
     guest.sh(
         "systemd-run -q --wait --collect --slice=be.slice bash -c 'cat /var/tmp/test-ended >/dev/null'",
         timeout=180,
@@ -120,7 +122,7 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
 def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest) -> None:
     guest = idle
     guest.configure(WATERMARKS)
-    guest.sh("sysctl -q vm.dirty_writeback_centisecs=0")
+    guest.sh(f"{FRESH}; sysctl -q vm.dirty_writeback_centisecs=0")
     try:
         start(guest, "dirty", "be.slice", "head -c 160M /dev/zero >/var/tmp/test-dirty; sleep inf")
         until_cached(guest, "be.slice", 158)
