@@ -25,6 +25,8 @@ RUN = Path("/run/bench")
 MIB, PAGE, BLOCK = 1 << 20, 4096, 1 << 16
 WARM = 5  # passes over the hot set before anything is measured
 LS, BE = "hot.slice", "be.slice"
+STREAM = 640  # MiB: with LS and the system more than there is
+LULL = 2  # times RAM that BE reads meanwhile
 
 
 # --- loads
@@ -35,13 +37,14 @@ def _tell(report: str, value: float) -> None:
     os.rename(f"{report}.new", report)
 
 
-def _read(path: str) -> Callable[[], None]:
+def _read(path: str) -> Callable[..., None]:
     """A pass over a file with read(2)."""
     fd, buffer = os.open(path, os.O_RDONLY), bytearray(BLOCK)
     size = os.fstat(fd).st_size
 
-    def once() -> None:
+    def once(progress: Callable[[int], None] = lambda _: None) -> None:
         for offset in range(0, size, BLOCK):
+            progress(offset)
             os.preadv(fd, [buffer], offset)
 
     return once
@@ -77,11 +80,15 @@ def hot(read: str, mapped: str, report: str, pause: str) -> None:
 
 def stream(path: str, report: str) -> None:
     """A batch job: the same files over and over, as a build or a training epoch."""
-    once, size, done = _read(path), os.path.getsize(path), 0
+    once, size, passes = _read(path), os.path.getsize(path), 0
+
+    def progress(offset: int) -> None:
+        if offset % (32 * MIB) == 0:
+            _tell(report, (passes * size + offset) / MIB)
+
     while True:
-        once()
-        done += size
-        _tell(report, done / MIB)
+        once(progress)
+        passes += 1
 
 
 def job(how: str, work: str, cold: str, report: str) -> None:
@@ -255,17 +262,17 @@ def protect(mode: str) -> dict[str, float]:
     if mode != "none":
         qosd('[memory.protection]\nenforce = "low"' if mode == "low" else "")
     until(lambda: told("ls") >= WARM)
-    start(BE, "be", "stream", hole("stream", 450), RUN / "be")
+    start(BE, "be", "stream", hole("stream", STREAM), RUN / "be")
     before, events, streamed = stat(LS), _low_events(), told("be")
     seen = []
-    end = time.monotonic() + 20
+    end = time.monotonic() + 12
     while time.monotonic() < end:
         time.sleep(2)
         seen.append(min(map(resident, files)))
     paused, of_pauses = stat(LS), told("be") - streamed
     run("systemctl", "kill", "-s", "USR1", "bench-ls")
     begun = told("be")
-    until(lambda: told("be") - begun >= 4 * ram())
+    until(lambda: told("be") - begun >= LULL * ram(), 300)
     after_lull = min(map(resident, files))
     awake, before_lull = told("ls"), stat(LS)
     run("systemctl", "kill", "-s", "USR1", "bench-ls")
@@ -360,7 +367,7 @@ def isol(mode: str) -> dict[str, float]:
         qosd(LIMITS if mode == "limits" else "")
     until((RUN / "ls").exists)
     time.sleep(4)
-    start(BE, "be", "stream", hole("stream", 450), RUN / "be")
+    start(BE, "be", "stream", hole("stream", STREAM), RUN / "be")
     start(BE, "burst", "burst", round(ram() * 0.45), RUN / "burst")
     time.sleep(3)
     first, waited, before, read = len(_seconds()), stalled(LS), stat(LS), told("be")

@@ -5,10 +5,10 @@ same-run ratios only: emulated time says nothing. Modes take turns; each round h
 page cache. What the loads do is in bench/memload.py.
 
 protect  LS in a slice with no protection of its own, so that all of it is qosd's: with a pause of 4 s between
-         its passes (it works), and with a lull as long as BE needs for four times RAM (its night). BE reads a
-         file of more than half of RAM over and over, as a build or a training job does: what it reads twice
-         counts as used, and is worth as much as LS's to a kernel that knows no tiers. "low" is qosd without
-         memory.min.
+         its passes (it works), and with a lull as long as BE needs for twice RAM (its night). BE reads a
+         file that does not fit beside it over and over, as a build or a training job does: pages it reads
+         twice count as used, and are worth as much as LS's to a kernel that knows no tiers. "low" is qosd
+         without memory.min.
 reclaim  BE with 250 MiB of cold cache and 50 MiB that it works on: two jobs, or one that reads or maps it.
 isol     LS with a fixed rate of work (resctl-bench's isol) beside BE that streams, and allocates nearly half
          of RAM in bursts; with [memory.limits] and a watermark of MemFree too.

@@ -32,7 +32,7 @@ class WithoutSwappiness(enum.StrEnum):
 
 
 class Protection(Section, frozen=True):
-    enforce: Protect = Protect.AUTO
+    enforce: Protect = Protect.LOW
     margin_pct: Percent = 20.0
     room_pct: Percent = 5.0
     half_life: Duration = Duration(600_000_000)

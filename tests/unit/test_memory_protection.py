@@ -104,8 +104,8 @@ def test_a_pause_does_not_give_the_set_away_at_once_but_time_does() -> None:
     assert settled(host)["memory.low"] <= 100 * MIB
 
 
-def with_lru_gen(**protection: Any) -> Host:
-    host = Host(changed(Config(), "protection", **protection))
+def with_lru_gen() -> Host:
+    host = Host(changed(Config(), "protection", enforce=Protect.AUTO))
     host.lru_gen = True
     host.ls.active = 200
     return host
@@ -116,6 +116,12 @@ def test_where_memory_low_only_waits_for_its_second_turn_memory_min_stands_besid
     host = with_lru_gen()
     assert wants(host.tick(), LS) == {"memory.low": 251 * MIB, "memory.min": 251 * MIB}
     host.lru_gen = False
+    assert wants(host.tick(), LS) == {"memory.low": 251 * MIB}
+
+
+def test_by_default_memory_low_alone_is_written() -> None:
+    host = Host(Config())
+    host.lru_gen, host.ls.active = True, 200
     assert wants(host.tick(), LS) == {"memory.low": 251 * MIB}
 
 

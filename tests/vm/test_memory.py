@@ -14,6 +14,8 @@ from vm.guest import CGROUP, NEWER, Guest
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
+# What earlier tests' jobs have left is clean cache of be.slice, and would go first.
+FRESH = "sync; echo 3 >/proc/sys/vm/drop_caches"
 WATERMARKS = """
 [memory]
 stat_interval = "1s"
@@ -85,8 +87,11 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
     """Case 41: clean cache in chunks, that of ended jobs too; shmem, anon and LS's cache stay; 6.1 has no swappiness."""
     guest = idle
     guest.configure(WATERMARKS)
-    guest.sh("truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
-    guest.sh("systemd-run -q --wait --collect --slice=be.slice cat /var/tmp/test-ended")
+    guest.sh(f"{FRESH}; truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
+    guest.sh(
+        "systemd-run -q --wait --collect --slice=be.slice bash -c 'cat /var/tmp/test-ended >/dev/null'",
+        timeout=180,
+    )
     start(guest, "hot", "ls.slice", reads(80, "hot"))
     start(guest, "cold", "be.slice", reads(300, "cold"))
     start(guest, "shm", "be.slice", "head -c 150M /dev/zero >/dev/shm/test-shm; sleep inf")
@@ -117,7 +122,7 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
 def test_cache_that_is_not_written_yet_is_left_to_writeback(idle: Guest) -> None:
     guest = idle
     guest.configure(WATERMARKS)
-    guest.sh("sysctl -q vm.dirty_writeback_centisecs=0")
+    guest.sh(f"{FRESH}; sysctl -q vm.dirty_writeback_centisecs=0")
     try:
         start(guest, "dirty", "be.slice", "head -c 160M /dev/zero >/var/tmp/test-dirty; sleep inf")
         until_cached(guest, "be.slice", 158)
@@ -166,7 +171,7 @@ def test_a_limit_that_only_swap_could_meet_waits_for_swap_and_goes_with_it(idle:
 def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daemon(idle: Guest) -> None:
     guest = idle
     guest.configure(
-        '[memory]\nstat_interval = "1s"\n'
+        '[memory]\nstat_interval = "1s"\n[memory.protection]\nenforce = "auto"\n'
         '[[workload]]\nname = "web"\ntier = "ls"\nmatch = ["testls.slice"]\n'
         '[[workload]]\nname = "be"\ntier = "be"\nmatch = ["be.slice", "manual/child"]\npage_cache_high = "1MiB"\n'
     )
