@@ -25,14 +25,14 @@ from bench.scenes.score import Done, Scored, kills, of_verdict, score
 from qosd.config import decode as decode_config
 from qosd.interference.view import VerdictRecord
 from qosd.lab.channel import CommandError, MachineLostError
-from qosd.lab.machine import Machine
+from qosd.lab.machine import Machine, Options
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RAM = "1G"
-DISK = "1G"
-CLOCK = "shift=2"
-"""QEMU's -icount: 4 ns an instruction, so that what else the host does is hardly felt in the guest."""
+HARDWARE: Options = {"smp": "1", "memory": "512M", "extra_disks": ("1G",), "icount": "shift=2"}
+"""QEMU's -icount, 4 ns an instruction: what else the host does is hardly felt in the guest. One CPU, since
+two would take turns on the host's, unseen by the guest's scheduler.
+"""
 RESULTS = {"result.json": ".json", "log.bin": ".log", "trace.jsonl.gz": ".trace.jsonl.gz"}
 
 
@@ -59,7 +59,7 @@ def run(events: tuple[Event, ...], deb: Path, stem: Path, kernel: str, minutes: 
 
 
 def _in_guest(share: Path, kernel: str, minutes: float) -> None:
-    with Machine.boot(kernel=kernel, share=share, memory=RAM, extra_disks=(DISK,), icount=CLOCK) as machine:
+    with Machine.boot(kernel=kernel, share=share, **HARDWARE) as machine:
         install = "apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
         machine.run(f"DEBIAN_FRONTEND=noninteractive {install}", timeout=300)
         machine.run(["tee", "/etc/qosd/qosd.toml"], input=(HERE / "qosd.toml").read_bytes())

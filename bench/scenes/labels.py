@@ -1,7 +1,7 @@
 """Whether an event harmed LS, by LS's own latency. No verdict is looked at. Pure.
 
 In slots of half a second (a tick) a kind of request is *bad* when more than a tenth of those due in the slot
-took longer than twice the p99 of the calm before, and longer than 10 ms. An emulated CPU's speed changes with
+took longer than twice the p90 of the calm before, and longer than 10 ms. An emulated CPU's speed changes with
 what its host does, so the limit is raised by as much as the same work took longer in that slot at real-time
 priority, which nothing in the guest is in the way of.
 
@@ -65,7 +65,8 @@ def label(requests: list[Request], begin_ns: int, end_ns: int) -> Label:
     found = []
     for kind, name in enumerate(KINDS):
         usual = quantile(_latencies(calm, kind), 0.99)
-        slots = _worst_run(_bad(during, kind, (begin_ns, end_ns), max(FACTOR * usual, FLOOR_USEC), pace))
+        limit = max(FACTOR * quantile(_latencies(calm, kind), 1 - BAD_SHARE), FLOOR_USEC)
+        slots = _worst_run(_bad(during, kind, (begin_ns, end_ns), limit, pace))
         found.append((slots, quantile(_latencies(during, kind), 0.99) / max(usual, 1.0), name))
     slots, ratio, worst = max(found)
     harm = Harm.YES if slots >= HARMED_SLOTS else Harm.EDGE if slots >= EDGE_SLOTS else Harm.NO

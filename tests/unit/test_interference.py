@@ -58,6 +58,17 @@ def test_a_wait_that_lasts_is_one_verdict_with_victim_cause_and_evidence() -> No
     assert {given.name for given in verdict.evidence} >= {"some stall", "interval"}
 
 
+def test_a_verdict_remembers_who_had_its_bad_ticks_whoever_had_the_last_one() -> None:
+    stage = Stage(config())
+    outcomes = [stage.tick(**hog()) for _ in range(7)]
+    outcomes += [stage.tick(be=0, ls=1, system=2.9, ls_cpu_wait=0.6) for _ in range(2)]
+
+    verdict = last(outcomes)
+    assert verdict.cause is Cause.SYSTEM
+    assert verdict.blamed == {Cause.BE: 4, Cause.SYSTEM: 2}
+    assert verdict.mostly is Cause.BE
+
+
 def test_it_takes_three_readings_in_a_row_to_begin_and_five_to_end() -> None:
     stage = Stage(config())
     stage.tick()

@@ -64,7 +64,7 @@ def test_the_kernel_asked_for_and_more_command_line_reach_qemu() -> None:
 
 def test_a_guest_with_a_clock_of_its_own_has_one_thread_and_is_never_on_kvm() -> None:
     assert "-icount" not in _command()
-    assert "-accel tcg,thread=single -cpu max -icount shift=1 " in _command(icount="shift=1")
+    assert "-accel tcg,thread=single -cpu max,-erms -icount shift=1 " in _command(icount="shift=1")
 
 
 def test_status_output_and_input_pass_the_line(channel: Channel) -> None:
