@@ -70,14 +70,21 @@ def _in_guest(share: Path, kernel: str, minutes: float) -> None:
             print(machine.run("journalctl -u qosd -n 30 --no-pager", check=False).stdout)
 
 
+def _as_written(done: Done) -> Done:
+    """With what the file says now of who is to blame, and by which signals it may be seen."""
+    event = next((each for each in plan(0) if each.id == done.event.id), done.event)
+    told = msgspec.structs.replace(done.event, cause=event.cause, signals=event.signals)
+    return msgspec.structs.replace(done, event=told)
+
+
 def read(stem: Path, *, anew: bool) -> tuple[list[Scored], list[dict[str, Any]], dict[str, Any]]:
     """The events, the decisions and all else that was found; `anew`: as the laws would say now."""
     found: dict[str, Any] = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-    done = msgspec.convert(found["done"], list[Done])
+    done = [_as_written(each) for each in msgspec.convert(found["done"], list[Done])]
     requests = decode(Path(f"{stem}.log").read_bytes())
     if anew:
         config = decode_config((HERE / "qosd.toml").read_text(encoding="utf-8"))
-        said = again.verdicts(config, Path(f"{stem}.trace.jsonl.gz"))
+        said = again.verdicts(config, Path(f"{stem}.trace.jsonl.gz"), done)
     else:
         records = msgspec.convert(found["verdicts"], list[VerdictRecord])
         said = [of_verdict(each.verdict) for each in records]
