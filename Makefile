@@ -5,10 +5,10 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-# Tests that share a guest stay on one worker: two guests at a time, each with two emulated CPUs.
+# Tests that share a guest, or need a CPU to themselves, stay on one worker: two guests at a time.
 PARALLEL := -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-scenes clean
+.PHONY: help demo test fast-stage images test-fast lint format bpf build-packages deb wheel pins lab bench-tick bench-cpu bench-ebpf bench-net bench-memory bench-fast bench-oom bench-scenes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,11 +20,19 @@ $(VENV)/stamp: pyproject.toml packaging/bootstrap
 demo: $(VENV)/stamp ## qosd on real programs in a VM, ends with a table and demo/report.html (HOST=1: on this host)
 	$(RUN) -m qosd.lab.demo $(if $(HOST),--host) $(DEMO_OPTIONS)
 
-test: $(VENV)/stamp deb ## lint, types, contracts and every test, the VM on both kernels included
-	packaging/bootstrap test
-	$(RUN) -m pytest -m native
-	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
+# The images come over the network while the package is built and what needs no quiet machine is tested.
+test: $(VENV)/stamp ## lint, types, contracts and every test, the VM on both kernels included
+	packaging/bootstrap test package
+	$(MAKE) --no-print-directory -j 2 images fast-stage
+	$(RUN) -m pytest -m native $(PARALLEL)
 	$(RUN) -m pytest -m vm -p no:randomly $(PARALLEL)
+
+fast-stage: deb
+	$(RUN) -m pytest -m "not native and not vm" $(PARALLEL)
+
+images: $(VENV)/stamp
+	$(RUN) -m qosd.lab build
+	$(RUN) -m qosd.lab build --variant bcc
 
 test-fast: $(VENV)/stamp ## everything but the VM and what needs root, under a minute
 	$(RUN) -m pytest -m "not vm and not native" $(PARALLEL)
@@ -66,7 +74,8 @@ lab: $(VENV)/stamp ## build the VM image if need be and open a shell in it (LAB=
 	$(RUN) -m qosd.lab $(or $(LAB),shell)
 
 bench-ebpf: $(VENV)/stamp bpf ## cost and reaction time of the probes, natively
-	$(RUN) bench/ebpf.py
+	$(RUN) -m bench.ebpf
+	$(RUN) -m bench.waits
 
 bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, netlink requests (root); natively, then in the VM
 	packaging/bootstrap lab
@@ -74,6 +83,10 @@ bench-net: $(VENV)/stamp bpf deb ## BE rate, LS ping under a flood, yield time, 
 
 bench-memory: $(VENV)/stamp deb ## LS page cache under a streaming BE, and background reclaim, in the VM
 	$(RUN) -m bench.memory $(ARGS)
+
+bench-oom: $(VENV)/stamp deb ## who ends a hog of memory, and what LS feels of it: the kernel, qosd, four other daemons (VM)
+	packaging/bootstrap lab
+	$(RUN) -m bench.oom $(ARGS)
 
 bench-fast: $(VENV)/stamp deb ## burst of LS to BE's limit: by a PSI trigger, and by the tick alone (in the lab's guest)
 	packaging/bootstrap lab

@@ -3,14 +3,8 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-SEC("tp_btf/sched_wakeup")
-int nop_wakeup(void *ctx)
-{
-	return 0;
-}
-
-SEC("tp_btf/sched_wakeup_new")
-int nop_wakeup_new(void *ctx)
+SEC("tp_btf/sched_migrate_task")
+int nop_migrate(void *ctx)
 {
 	return 0;
 }

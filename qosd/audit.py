@@ -6,7 +6,7 @@ import logging
 
 from qosd.journal import Outcome
 from qosd.model import printable
-from qosd.status import DecisionRecord
+from qosd.status import DecisionRecord, SensorStatus
 
 log = logging.getLogger("qosd")
 
@@ -42,3 +42,13 @@ def log_restored(outcomes: tuple[Outcome, ...] | list[Outcome]) -> None:
             outcome.result,
             outcome.detail,
         )
+
+
+def log_sensors(silent: frozenset[str], sensors: tuple[SensorStatus, ...]) -> frozenset[str]:
+    """Which of them say nothing now: told once when it begins and once when it ends."""
+    now = frozenset(sensor.name for sensor in sensors if not sensor.ok and sensor.detail is None)
+    for name in sorted(now - silent):
+        log.warning("sensor %s: nothing to read; qosctl doctor says what is missing", name)
+    for name in sorted(silent - now):
+        log.info("sensor %s: speaks again", name)
+    return now

@@ -218,7 +218,13 @@ def _memory(facts: Facts) -> Iterator[Finding]:
 
 
 def _protection(facts: Facts) -> Iterator[Finding]:
-    """No cgroup is protected beyond any of its ancestors."""
+    """No cgroup is protected beyond any of its ancestors; below a protected one only with a mount option."""
+    if facts.host.recursive_protection is False:
+        yield _warn(
+            "memory.low",
+            "cgroup2 is mounted without memory_recursiveprot: memory.low of a slice ends at the slice",
+            f"mount -o remount,rw,nsdelegate,memory_recursiveprot {facts.host.cgroup_root}",
+        )
     for cgroup in facts.cgroups:
         above = cgroup.unprotected_ancestor
         if above is None or cgroup.memory_low is None:

@@ -15,6 +15,7 @@ from qosd.config import Config, Mode
 from qosd.counters import Counters
 from qosd.cpu import predict, squeeze
 from qosd.disks import Disks
+from qosd.ebpf.pmu import Pmu
 from qosd.egress import Change, Egress, network_records
 from qosd.feeds import Feeds
 from qosd.files import Key
@@ -24,10 +25,12 @@ from qosd.interference import governor as interference
 from qosd.journal import Journal
 from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Breach, CgroupId, CpuMax, Snapshot, Tier
+from qosd.oomkillers import OomKillers
 from qosd.plan import Desired, Ledger, Now, Plan, diff, narrow, originals
 from qosd.policies import Policies
 from qosd.probes import Probes
 from qosd.reflex import Reflex
+from qosd.schema.interference import MaxAnswer
 from qosd.schema.io import wants_disks
 from qosd.sense import PAGE_BYTES, HostFiles, Sensor
 from qosd.sys import Sys
@@ -80,10 +83,11 @@ class Engine:
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(sys, root_fd)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
-        self.probes = Probes(config)
+        self.probes = Probes(config, pmu=Pmu(sys, root_fd))
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
         self.disks = Disks(sys, host.proc, host.sysfs)
+        self.oom_killers = OomKillers(sys, root_fd)
         self._state = governors.State()
         self._ledger: Ledger = {}
         self._prev: Snapshot | None = None
@@ -174,12 +178,12 @@ class Engine:
             reclaimed=self.reclaimer.collect(),
             originals=originals(self._ledger),
         )
-        if wants_disks(self.config.io):
+        if wants_disks(self.config.io) or self.config.interference.answer is not MaxAnswer.REPORT:
             now = msgspec.structs.replace(now, disks=self.disks.sample(self._tick))
         if feeds := (*self.feeds.sample(now.monotonic_usec), *self.policies.sample(now)):
             now = msgspec.structs.replace(now, feeds=feeds)
         prev = self._continuous(self._prev, now)
-        self._keep_interference(self.answering.before(self._state.interference, now))
+        self.interference_state = self.answering.before(self._state.interference, now)
         self._state, decision = governors.decide(self.config, prev, now, self._state)
         files = {
             Key(workload.id, file): text
@@ -212,7 +216,8 @@ class Engine:
         """Verdicts, rungs and kills as they stand."""
         return self._state.interference
 
-    def _keep_interference(self, state: interference.State) -> None:
+    @interference_state.setter
+    def interference_state(self, state: interference.State) -> None:
         self._state = msgspec.structs.replace(self._state, interference=state)
 
     def _answer(self, decision: governors.Decision, now: Snapshot, *, enforce: bool) -> None:
@@ -220,7 +225,7 @@ class Engine:
         state, records = self.answering.after(
             decision.interference, now, self._state.interference, enforce=enforce
         )
-        self._keep_interference(state)
+        self.interference_state = state
         self._record(
             tuple(
                 msgspec.structs.replace(record, id=self._next_record + n) for n, record in enumerate(records)
@@ -324,6 +329,7 @@ class Engine:
 
     def close(self) -> None:
         self.reflex.triggers.disarm()
+        self.reflex.memory.disarm()
         self.note_network(self.egress.close())
         self.probes.close()
         self.feeds.close()
@@ -385,4 +391,5 @@ class Engine:
             cpu=decision.cpu,
             feeds=now.feeds,
             policies=self.policies.status(),
+            oom_killers=self.oom_killers.sample(self._tick),
         )

@@ -12,6 +12,7 @@ from qosd.interference import governor as interference
 from qosd.io import decide as io
 from qosd.memory import decide as memory
 from qosd.memory import oom
+from qosd.memory.trouble import trouble
 from qosd.model import Breach, CpuMax, CpuMaxBurst, Snapshot, Tier
 from qosd.plan import Desired, Reason
 from qosd.schema.cpu import Enforce
@@ -75,7 +76,9 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     config, target = lstarget.apply(config, prev, now)
     baseline_state, readings = baseline.decide(config.ebpf.baseline, prev, now, state.baseline)
     signals = heard.signals(now, readings, config.ebpf.baseline.min_evidence)
-    interference_state, found = interference.decide(config, prev, now, state.interference, signals)
+    interference_state, found = interference.decide(
+        config, prev, now, state.interference, signals, in_trouble=trouble(config, prev, now).both
+    )
     allowance_state, granted = allowance.decide(config, prev, now, state.allowance)
     granted = lstarget.explained(windows.explained(granted, opened), target)
     squeeze_state, left = squeeze.decide(config, now, granted, state.squeeze)
@@ -86,11 +89,11 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
     )
     limits = squeeze.marked(config, now, left, limits)
     overruns = overrun.decide(config, prev, now, state.overruns)
-    asked = cpuset.Asked(granted, budgets, overruns)
+    asked = cpuset.Asked(granted, budgets, overruns, found.answer.avoid_cpus)
     cpuset_state, masks = cpuset.decide(config, prev, now, asked, state.cpuset)
     burst_state, lent, bursts = burst.decide(config, prev, now, granted.usage, state.burst)
-    memory_state, of_memory = memory.decide(config, prev, now, state.memory)
-    io_state, ios = io.decide(config, prev, now, state.io)
+    memory_state, of_memory = memory.decide(config, prev, now, state.memory, found.answer.memory_tighten)
+    io_state, ios = io.decide(config, prev, now, state.io, found.answer.io_tighten)
     desired = (
         *weight.decide(config, now),
         *_without_lifted(limits, found.answer),

@@ -67,8 +67,11 @@ class Held:
         new = self._newcomers(victim, below)
         asked = (victim.sample, *self._ancestors(victim, since), *self._limited(below))
         longest, settled, doubtful = 0, True, bool(new)
+        present = self._present(since)
         for before in (*asked, *new):
             now = self._read(before)
+            if now is None and before.id not in present:
+                continue  # it was gone before the evidence begins
             if before.cpu is None or now is None:
                 return None
             held = self._held(before, before.cpu, now)
@@ -122,8 +125,16 @@ class Held:
         older = [tick.ids for tick in self._seen][:-_YOUNG_TICKS]
         old = frozenset[CgroupId]().union(*older)
         limited = [each for each in below.values() if each.cpu is not None and each.cpu.nr_periods]
-        young = [each for each in below.values() if older and each.id not in old]
-        return [*limited, *(each for each in young if each not in limited)][:_LIMITED]
+        asked = {each.id for each in limited}
+        young = [each for each in below.values() if older and each.id not in old and each.id not in asked]
+        return [*limited, *young][:_LIMITED]
+
+    def _present(self, since: Snapshot) -> frozenset[CgroupId]:
+        """What was there when the evidence begins, or came later."""
+        ticks = [tick for tick in self._seen if tick.snapshot.monotonic_usec >= since.monotonic_usec]
+        roots = {workload.id for tick in ticks for workload in tick.snapshot.workloads}
+        above = {sample.id for tick in ticks for sample in tick.above.values()}
+        return frozenset(roots | above).union(*(tick.ids for tick in ticks))
 
     def _ancestors(self, victim: Workload, since: Snapshot) -> list[CgroupSample]:
         noted = next((tick.above for tick in self._seen if tick.snapshot is since), {})

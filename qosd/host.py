@@ -24,6 +24,8 @@ class HostFacts(msgspec.Struct, frozen=True):
     controllers: frozenset[str]
     """Of the root: what the kernel offers to cgroup v2 at all."""
     psi: bool
+    recursive_protection: bool | None = None
+    """Whether memory.low of a cgroup protects those below it too, where they have none of their own."""
 
 
 def probe_host(proc: str = "/proc") -> HostFacts:
@@ -33,7 +35,14 @@ def probe_host(proc: str = "/proc") -> HostFacts:
     hybrid = any(mount.fstype == "cgroup" for mount in mounts)
     if unified is None:
         return HostFacts(None, hybrid, writable=False, controllers=frozenset(), psi=False)
-    return HostFacts(unified.point, hybrid, _writable(unified), _controllers(unified.point), _has_psi(proc))
+    return HostFacts(
+        unified.point,
+        hybrid,
+        _writable(unified),
+        _controllers(unified.point),
+        _has_psi(proc),
+        "memory_recursiveprot" in unified.super_options,
+    )
 
 
 def require(facts: HostFacts) -> str:

@@ -6,9 +6,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from qosd import checkpoint
 from qosd.cpu import predict
-from qosd.interference import baseline
+from qosd.interference import baseline, recall
 from qosd.schema.cpu import Estimate
 
 if TYPE_CHECKING:
@@ -62,6 +64,16 @@ def _take_baselines(engine: Engine, saved: baseline.State, now_usec: int, away_u
     engine.baselines = baseline.moved(saved, now_usec, away_usec)
 
 
+def _pressures(engine: Engine, _now_usec: int) -> recall.Remembered | None:
+    state = engine.interference_state
+    return recall.by_path(state.baselines, state.remembered, engine.snapshot) or None
+
+
+def _take_pressures(engine: Engine, saved: recall.Remembered, _now_usec: int, away_usec: int) -> None:
+    known = recall.aged(saved, away_usec, int(engine.config.ebpf.baseline.half_life))
+    engine.interference_state = msgspec.structs.replace(engine.interference_state, remembered=known)
+
+
 PREDICTION = Part(
     what="prediction",
     file="prediction.json",
@@ -82,7 +94,17 @@ BASELINES = Part(
     worth_saving=_baselines,
     take=_take_baselines,
 )
-PARTS: tuple[Part[Any], ...] = (PREDICTION, BASELINES)
+PRESSURES = Part(
+    what="pressure baselines",
+    file="pressure.json",
+    version=1,
+    kind=recall.Remembered,
+    every_usec=lambda config: config.ebpf.baseline.checkpoint,
+    wanted=lambda _config: True,
+    worth_saving=_pressures,
+    take=_take_pressures,
+)
+PARTS: tuple[Part[Any], ...] = (PREDICTION, BASELINES, PRESSURES)
 
 
 class Learned(Generic[T]):

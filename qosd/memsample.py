@@ -44,16 +44,37 @@ class MemorySample(msgspec.Struct, frozen=True, gc=False):
     """Which ancestor that is; None where nothing above the workload has the file."""
 
 
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """One cgroup of a workload that has page cache of its own, and what came of a request to it."""
+
+    id: CgroupId
+    path: str
+    stat: MemoryStat
+    """Sizes of what no other part has: for a cgroup with others below, what is left of those that ended."""
+    usage_usec: int | None = None
+    """cpu.stat; None for what is left of ended ones, which use no CPU, and where it cannot be read."""
+    below: tuple[CgroupId, ...] = ()
+    """The cgroups below, whose sizes were subtracted."""
+    result: str | None = None
+    """As of `Reclaimed`; None: it was only looked at."""
+    asked: int = 0
+    freed: int = 0
+    error: str | None = None
+
+
 class Reclaimed(msgspec.Struct, frozen=True, gc=False):
     """How one request to memory.reclaim ended."""
 
     cgroup_id: CgroupId
     result: str
-    """done; short (EAGAIN: less than asked, which is normal); no-swappiness (this kernel does not know the
-    key, nothing was asked); absent, gone, refused, failed; busy (an earlier one is not back); not-run."""
+    """done; short (EAGAIN: less than asked, which is normal); looked (nothing was to be asked yet);
+    no-swappiness (this kernel does not know the key, nothing was asked); absent, gone, refused, failed; busy
+    (an earlier one is not back); not-run."""
     asked: int = 0
     freed: int = 0
     usec: int = 0
     stat: MemoryStat | None = None
     stat_usec: int | None = None
     error: str | None = None
+    parts: tuple[Part, ...] = ()
+    """The workload's cgroups, as they stood afterwards."""

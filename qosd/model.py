@@ -138,6 +138,8 @@ class HostSample(msgspec.Struct, frozen=True, gc=False):
     page_bytes: int = 4096
     cpus_shared: tuple[int, ...] | None = None
     """cpuset.cpus.effective of the root: the online CPUs that no cpuset partition has to itself."""
+    lru_gen: bool | None = None
+    """Whether the multi-generational LRU runs: there "inactive" says nothing of use. None: not known."""
 
 
 class Breach(msgspec.Struct, frozen=True, gc=False):
@@ -190,6 +192,13 @@ class Probed(msgspec.Struct, frozen=True, gc=False):
     """Stalls at memory.high or memory.max, their own or above, or in memory.reclaim."""
     blkio: Histogram | None = None
     """Block reads and writes, from allocation to completion."""
+    tcp_rtt: Histogram | None = None
+    """Smoothed round-trip times of the sockets that received something."""
+    tcp_retransmits: int | None = None
+    cycles: int | None = None
+    """These three are of LS only, and need a PMU."""
+    instructions: int | None = None
+    llc_misses: int | None = None
 
 
 class Feed(msgspec.Struct, frozen=True, gc=False):

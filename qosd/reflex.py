@@ -9,6 +9,7 @@ import msgspec
 
 from qosd.config import Config, Mode
 from qosd.model import Breach, Snapshot, Tier, printable
+from qosd.schema.interference import MaxAnswer
 from qosd.sys import Sys
 from qosd.trigger import Triggers
 from qosd.witness import Witness
@@ -34,6 +35,8 @@ class ReflexStatus(msgspec.Struct, frozen=True):
 class Reflex:
     def __init__(self, sys: Sys, root_fd: int) -> None:
         self.triggers = Triggers(sys, root_fd)
+        self.memory = Triggers(sys, root_fd, "memory.pressure")
+        """They wake the loop for a tick of its own; what to do about memory takes a whole decision."""
         self._witness = Witness(sys, root_fd)
         self._events: list[Breach] = []
         self._off: str | None = "no tick yet"
@@ -52,6 +55,12 @@ class Reflex:
         """A tick is over: remember what it saw, and have the triggers where they belong."""
         self._witness.note(now)
         self._off = _why_off(config, mode)
+        if self._off is None and config.interference.answer is not MaxAnswer.REPORT:
+            self.memory.follow(
+                msgspec.structs.replace(config.fast, threshold_pct=config.memory.trouble.wake_pct), now
+            )
+        else:
+            self.memory.disarm()
         if self._off is None:
             self.triggers.follow(config.fast, now)
         else:

@@ -29,7 +29,7 @@ from qosd.model import (
 )
 from qosd.schema.cpu import CpusetMode, Enforce
 from qosd.sys import Sys, open_same_cgroup, read_interface
-from qosd.sysfs import read_topology
+from qosd.sysfs import keep_lru_gen, read_topology
 from qosd.watch import (
     CgroupFiles,
     KeptFile,
@@ -148,6 +148,7 @@ class HostFiles:
         )
         self.meminfo = keep(sys, self._fd, "meminfo", procfs.parse_meminfo)
         self.vmstat = keep(sys, self._fd, "vmstat", procfs.parse_vmstat, _VMSTAT_SIZE)
+        self.lru_gen = keep_lru_gen(sys, sysfs)
         self.pressure = {
             name: keep(sys, self._fd, f"pressure/{name}", psi.parse_pressure)
             for name in ("cpu", "memory", "io")
@@ -188,6 +189,7 @@ class HostFiles:
             pgscan_kswapd=vmstat.pgscan_kswapd if vmstat is not None else None,
             pgscan_direct=vmstat.pgscan_direct if vmstat is not None else None,
             page_bytes=PAGE_BYTES,
+            lru_gen=self.lru_gen is not None and read_kept(self.lru_gen, "lru_gen/enabled", unknown),
         )
 
     def _read_topology(self, online: tuple[int, ...] | None, unknown: dict[str, str]) -> Topology | None:
@@ -206,7 +208,8 @@ class HostFiles:
         return read_kept(self.pressure[name], f"/proc/pressure/{name}", unknown)
 
     def close(self) -> None:
-        for kept in (self.online, self.stat, self.meminfo, self.vmstat, *self.pressure.values()):
+        kept_files = (self.online, self.stat, self.meminfo, self.vmstat, self.lru_gen)
+        for kept in (*kept_files, *self.pressure.values()):
             if kept is not None:
                 self._sys.close(kept.fd)
         self._sys.close(self._fd)

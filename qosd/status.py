@@ -125,6 +125,8 @@ class Status(msgspec.Struct, frozen=True):
     """What each `[[signal]]`, and each signal of a policy, last said."""
     policies: tuple[PolicyStatus, ...] = ()
     memory: MemoryView | None = None
+    oom_killers: tuple[str, ...] = ()
+    """Other daemons here that kill when memory runs out."""
 
 
 def host_status(now: Snapshot, usage: Usage | None) -> HostStatus:

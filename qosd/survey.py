@@ -30,11 +30,11 @@ from qosd.facts import (
 from qosd.host import HostFacts, probe_host
 from qosd.model import Tier, printable
 from qosd.net import survey as net
+from qosd.oomkillers import NAMES as OOM_KILLERS
 from qosd.schema.fast import Fast
 from qosd.schema.io import wants_disks
 from qosd.sys import DIRECTORY, Sys
 
-_OOM_KILLERS = ("systemd-oomd", "earlyoom", "oomd", "nohang")
 _CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 _PMUS = ("cpu", "cpu_core", "armv8_pmuv3", "armv8_pmuv3_0")
 _NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "dm-", "md")
@@ -172,7 +172,7 @@ def _kernel_files(host: HostFacts, cgroups: tuple[CgroupFacts, ...]) -> dict[str
 
 def _oom_killers() -> tuple[str, ...]:
     running = {process.info["name"] for process in psutil.process_iter(["name"])}
-    return tuple(name for name in _OOM_KILLERS if name in running)
+    return tuple(name for name in OOM_KILLERS if name in running)
 
 
 def _systemctl_show(unit: str, name: str) -> str | None:

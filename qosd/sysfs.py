@@ -1,14 +1,17 @@
-"""Which CPUs are one core and which are one NUMA node: read from /sys/devices/system."""
+"""/sys: which CPUs are one core and which are one NUMA node, and which LRU the kernel runs."""
 
 from __future__ import annotations
 
 import re
 
+from qosd.errors import Malformed
 from qosd.model import Topology
 from qosd.sys import DIRECTORY, Sys, read_interface
 from qosd.topology import parse_topology
+from qosd.watch import KeptFile, keep
 
 _NODE = re.compile(r"node(\d+)", re.ASCII)
+_HEX = re.compile(rb"0x[0-9a-f]{1,8}\s*")
 
 
 def read_topology(sys: Sys, cpu_dir_fd: int, online: tuple[int, ...]) -> Topology:
@@ -44,3 +47,22 @@ def _read(sys: Sys, dir_fd: int, file: str) -> str | None:
         return read_interface(sys, dir_fd, file).decode("latin-1").strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def parse_lru_gen(raw: bytes) -> bool:
+    """Bit 0 of lru_gen/enabled is the main switch (Documentation/admin-guide/mm/multigen_lru.rst)."""
+    if _HEX.fullmatch(raw) is None:
+        raise Malformed("lru_gen/enabled", raw.decode("latin-1"))
+    return bool(int(raw, 16) & 1)
+
+
+def keep_lru_gen(sys: Sys, sysfs: str) -> KeptFile[bool] | None:
+    """None where the kernel was built without it: then it has the active and the inactive list."""
+    try:
+        fd = sys.open(f"{sysfs}/kernel/mm/lru_gen", DIRECTORY)
+    except OSError:
+        return None
+    try:
+        return keep(sys, fd, "enabled", parse_lru_gen)
+    finally:
+        sys.close(fd)

@@ -1,4 +1,4 @@
-"""PSI triggers on the LS workloads: the kernel says within a window that their tasks wait for CPUs.
+"""PSI triggers on the LS workloads: the kernel says within a window that their tasks wait.
 
 Documentation/accounting/psi.rst, "Monitoring for pressure thresholds". What it does not say, and what is done
 about it:
@@ -21,7 +21,6 @@ from qosd.errors import CgroupGone
 from qosd.model import Breach, CgroupId, Snapshot, Tier
 from qosd.schema.fast import Fast
 from qosd.sys import Sys, open_interface, open_same_cgroup
-from qosd.witness import CPU_PRESSURE
 
 FILE = "cpu.pressure"
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -29,9 +28,9 @@ _WINDOWS = (500_000, 2_000_000)
 """What Linux 6.1 takes, and what a daemon without CAP_SYS_RESOURCE gets."""
 _RETRY_USEC = 60_000_000
 _WHY = {
-    errno.ENOENT: "no cpu.pressure: the kernel has no PSI (boot parameter psi=1)",
+    errno.ENOENT: "no pressure file: the kernel has no PSI (boot parameter psi=1)",
     errno.EOPNOTSUPP: "PSI is off: boot parameter psi=1, or cgroup.pressure is 0",
-    errno.EACCES: "no permission for cpu.pressure",
+    errno.EACCES: "no permission for the pressure file",
     errno.EPERM: "the kernel wants CAP_SYS_RESOURCE for a trigger",
     errno.EINVAL: "the kernel takes no window of 2 s or less",
 }
@@ -80,15 +79,16 @@ def arm(sys: Sys, dir_fd: int, fast: Fast, file: str = FILE) -> tuple[int, int, 
 
 
 class Triggers:
-    """Every trigger, in the epoll of the daemon's own loop.
+    """Every trigger on one file of the LS workloads, in the epoll of the daemon's own loop.
 
     Not in one of their own inside that: asking a trigger clears its event (psi_trigger_poll()), and the outer
     epoll asks before the inner one could.
     """
 
-    def __init__(self, sys: Sys, root_fd: int) -> None:
+    def __init__(self, sys: Sys, root_fd: int, file: str = FILE) -> None:
         self._sys = sys
         self._root_fd = root_fd
+        self._file = file
         self.epoll: select.epoll | None = None
         """Where to wait; without one no trigger is set."""
         self._fast: Fast | None = None
@@ -127,7 +127,8 @@ class Triggers:
             self._drop(armed)
             return None
         usec = float(armed.threshold_usec)
-        return Breach(armed.cgroup_id, CPU_PRESSURE, usec, usec, at_usec, window_usec=armed.window_usec)
+        signal = f"{self._file} some"
+        return Breach(armed.cgroup_id, signal, usec, usec, at_usec, window_usec=armed.window_usec)
 
     def disarm(self) -> None:
         """Take every trigger off: closing the fd does."""
@@ -153,7 +154,7 @@ class Triggers:
     def _arm_at(self, fast: Fast, cgroup_id: CgroupId, path: str) -> None:
         dir_fd = open_same_cgroup(self._sys, self._root_fd, path, cgroup_id)
         try:
-            fd, threshold_usec, window_usec = arm(self._sys, dir_fd, fast)
+            fd, threshold_usec, window_usec = arm(self._sys, dir_fd, fast, self._file)
         finally:
             self._sys.close(dir_fd)
         try:

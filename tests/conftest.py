@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,22 +16,40 @@ settings.register_profile("thorough", max_examples=1000, stateful_step_count=40,
 settings.load_profile(os.environ.get("QOSD_HYPOTHESIS", "fast"))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+ONE_AFTER_ANOTHER = ("bpf", "native")
+"""They keep CPUs busy and ask who waited; those of `netns` look at rates, and wait for most of their time."""
+LONGEST = (
+    "test_mypy_strict_finds_nothing",
+    "test_a_day_with_its_swing_runs_in_seconds_and_keeps_be_fed",
+)
+"""Begun first, so that in the end no worker waits for another's."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # xdist reads the groups, and pytest-randomly has its turn
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """What measures this machine runs before guests keep it busy; within a level order stays random."""
-    items.sort(key=_level)
     for item in items:
         if item.get_closest_marker("vm"):
             item.add_marker(pytest.mark.xdist_group(_guest_of(item)))
+        elif item.path.parent.name in ONE_AFTER_ANOTHER:
+            item.add_marker(pytest.mark.xdist_group("one after another"))
+    yield
+    items.sort(key=_level)
 
 
 def _level(item: pytest.Item) -> int:
     if item.get_closest_marker("vm"):
-        return 2
-    return 0 if item.get_closest_marker("native") else 1
+        return 3
+    if item.get_closest_marker("native"):
+        return 0
+    return 1 if item.name in LONGEST else 2
 
 
 def _guest_of(item: pytest.Item) -> str:
     """Tests of one boot belong together on one worker: the kernel's for the session, or the module's own."""
     kernel = getattr(item, "callspec", None) and item.callspec.params.get("kernel")
-    return f"linux-{kernel}" if kernel else item.path.stem
+    if not kernel:
+        return item.path.stem
+    # Those of one kernel alone are as many again: a boot of their own, so that two workers share the work.
+    alone = any(mark.args[0] == "kernel" for mark in item.iter_markers("parametrize"))
+    return f"linux-{kernel}-alone" if alone else f"linux-{kernel}"

@@ -17,7 +17,7 @@ from qosd.cpu.overrun import OverrunView
 from qosd.cpu.pools import PoolView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import WindowView
-from qosd.ebpf.status import Latency, ProbeStatus, ProbesView
+from qosd.ebpf.status import Latency, ProbeStatus, ProbesView, Rate, Retransmits
 from qosd.interference.blame import Cause, Culprit
 from qosd.interference.kills import Left
 from qosd.interference.signals import Kind
@@ -283,4 +283,6 @@ EBPF = ProbesView(
     ),
     breaches={"be": 3},
     lost_events=4,
+    retransmits=(Retransmits("ls.slice", "web", "ls", 7),),
+    rates=(Rate("ls.slice", "web", "ls", 1.25, 0.002),),
 )

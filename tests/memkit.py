@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
 from qosd.memory import decide as memory
-from qosd.memsample import MemorySample, MemoryStat, Reclaimed
+from qosd.memsample import MemorySample, MemoryStat, Part, Reclaimed
 from qosd.model import CgroupId, CgroupSample, HostSample, Max, Pressure, Snapshot, Stall, Tier, Workload
 
 MIB = 1 << 20
@@ -38,12 +39,18 @@ class Group:
         self.ceiling: int | Max | None = None
         self.ceiling_path: str | None = None
         self.known = True
+        self.cores = 0.0
+        """CPUs in use: whether it works."""
         self.files = dict(_FILES[tier])
         self.originals: dict[str, str] = {}
 
-    def workload(self, usec: int) -> Workload:
-        current = self.anon + self.shmem + self.active + self.inactive
-        stat = MemoryStat(
+    def take(self, mib: float) -> None:
+        self.active -= max(mib - self.inactive, 0.0)
+        self.inactive = max(self.inactive - mib, 0.0)
+
+    @property
+    def stat(self) -> MemoryStat:
+        return MemoryStat(
             anon=_b(self.anon),
             file=_b(self.shmem + self.active + self.inactive),
             shmem=_b(self.shmem),
@@ -55,6 +62,9 @@ class Group:
             workingset_refault_file=self.refaults,
             pgsteal=0,
         )
+
+    def workload(self, usec: int) -> Workload:
+        current = self.anon + self.shmem + self.active + self.inactive
         sample = CgroupSample(
             self.id,
             self.path,
@@ -62,7 +72,7 @@ class Group:
             memory_pressure=Pressure(_stall(self.memory_some), _stall(self.memory_full)),
             io_pressure=Pressure(_stall(self.io_some), _stall(0)),
             memory=MemorySample(
-                stat if self.known else None,
+                self.stat if self.known else None,
                 usec if self.known else None,
                 _b(self.swap),
                 self.swap_max,
@@ -82,6 +92,9 @@ class Host:
         self.ls = Group(LS, "ls.slice", Tier.LS)
         self.be = Group(BE, "be.slice", Tier.BE)
         self.groups = [self.ls, self.be, *more]
+        self.jobs: list[Group] = []
+        """Cgroups below be.slice, whose sum it then is."""
+        self.lru_gen: bool | None = False
         self.total = 1024.0
         self.available: float | None = 800.0
         self.free = 500.0
@@ -90,6 +103,7 @@ class Host:
         self.state = memory.State()
         self.prev: Snapshot | None = None
         self.answers: list[Reclaimed] = []
+        self.asked: Tighten | None = None
 
     def snapshot(self) -> Snapshot:
         host = HostSample(
@@ -99,6 +113,7 @@ class Host:
             mem_free=_b(self.free),
             swap_total=_b(self.swap_total),
             swap_free=_b(self.swap_free),
+            lru_gen=self.lru_gen,
         )
         workloads = tuple(group.workload(self.usec) for group in self.groups)
         answers, self.answers = tuple(self.answers), []
@@ -117,7 +132,7 @@ class Host:
             setattr(self, name, value)
         self.usec += round(seconds * 1e6)
         now = self.snapshot()
-        self.state, decision = memory.decide(self.config, self.prev, now, self.state)
+        self.state, decision = memory.decide(self.config, self.prev, now, self.state, self.asked)
         self.prev = now
         wanted = {(each.cgroup_id, each.setting.file): each.setting for each in decision.desired}
         for group in self.groups if self.apply else ():
@@ -140,11 +155,38 @@ class Host:
         total = 0
         for reclaim in decision.reclaims:
             group = next(each for each in self.groups if each.id == reclaim.cgroup_id)
-            freed = reclaim.bytes * share / MIB
-            group.active -= max(freed - group.inactive, 0.0)
-            group.inactive = max(group.inactive - freed, 0.0)
-            total += round(freed * MIB)
-            self.answers.append(Reclaimed(group.id, result, reclaim.bytes, round(freed * MIB), 1000))
+            jobs = self.jobs if self.jobs and group is self.be else [group]
+            taken = {target.id: target.bytes * share for target in reclaim.targets}
+            for job in jobs:
+                for each in {job.id: job, group.id: group}.values() if job.id in taken else ():
+                    each.take(taken[job.id] / MIB)
+            sizes = {target.id: target.bytes for target in reclaim.targets}
+            seen = tuple(
+                Part(
+                    job.id,
+                    job.path,
+                    job.stat,
+                    round(job.cores * self.usec),
+                    result=result if job.id in taken else None,
+                    asked=sizes.get(job.id, 0),
+                    freed=round(taken.get(job.id, 0)),
+                )
+                for job in jobs
+            )
+            freed = round(sum(taken.values()))
+            total += freed
+            self.answers.append(
+                Reclaimed(
+                    group.id,
+                    result if taken else "looked",
+                    reclaim.bytes,
+                    freed,
+                    1000,
+                    group.stat,
+                    self.usec,
+                    parts=seen,
+                )
+            )
         return total
 
 

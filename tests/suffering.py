@@ -68,6 +68,13 @@ class Stage:
         self.state = governors.State()
         self.frozen: frozenset[CgroupId] = frozenset()
         self.unfreezable: frozenset[CgroupId] = frozenset()
+        self.common = dict(FILES)
+        self.files: dict[CgroupId, dict[str, str]] = {}
+        """What of a workload's files differs from the common ones."""
+        self.full = False
+        """Whether who waits for memory does so with all its tasks."""
+        self.priorities: dict[CgroupId, int] = {each: each for each in PATHS}
+        self.decision: governors.Decision | None = None
 
     def snapshot(self, seconds: float = 1.0, **what: Any) -> Snapshot:
         """Time passes; `be`, `ls`, `other_ls`, `system` in CPUs, `*_wait` as shares, `*_grown` in bytes."""
@@ -123,9 +130,13 @@ class Stage:
         return Workload(
             PATHS[cgroup_id].partition(".")[0],
             TIERS[cgroup_id],
-            cgroup_id,
+            self.priorities.get(cgroup_id, 0),
             sample,
-            {**FILES, "cgroup.freeze": "1" if cgroup_id in self.frozen else "0"},
+            {
+                **self.common,
+                **self.files.get(cgroup_id, {}),
+                "cgroup.freeze": "1" if cgroup_id in self.frozen else "0",
+            },
             {"populated": 1, "frozen": 0},
             events,
         )
@@ -135,11 +146,12 @@ class Stage:
         return CpuStat(usec, usec, 0, 0, 0, round(throttled * 1e6))
 
     def _pressure(self, kind: Kind, cgroup_id: CgroupId) -> Pressure:
-        return Pressure(Stall(0.0, 0.0, 0.0, round(self.waits[kind][cgroup_id] * 1e6)))
+        some = Stall(0.0, 0.0, 0.0, round(self.waits[kind][cgroup_id] * 1e6))
+        return Pressure(some, some if self.full and kind is Kind.MEMORY else None)
 
     def tick(self, seconds: float = 1.0, **what: Any) -> governor.Outcome:
         now = self.snapshot(seconds, **what)
         self.state, decision = governors.decide(self.config, self.prev, now, self.state)
-        self.prev = now
+        self.prev, self.decision = now, decision
         self.frozen = frozenset(decision.interference.answer.freeze) - self.unfreezable
         return decision.interference

@@ -19,7 +19,7 @@ PURE_FILES = (
     "qosd/net/shaping.py",
     "qosd/ebpf/samples.py",
 )
-WORKERS = ("qosd/memory/__init__.py", "qosd/memory/reclaimer.py", "qosd/memory/metrics.py")
+WORKERS = tuple(f"qosd/memory/{name}.py" for name in ("__init__", "look", "reclaimer", "metrics"))
 """Write, or serve, what their neighbours decide; or are empty beside them."""
 
 

@@ -109,10 +109,11 @@ def _desired(
             yield from _with_burst(workload, CpuMax(quota, period), reason)
             continue
         of_all = "" if len(workloads) == 1 else f"{share:.2f} CPUs of it for {workload.name}; "
+        budget = pool_of.get(workload.id)
         reason = msgspec.structs.replace(
             allowance.reason,
             rule=f"{RULE}/{allowance.reason.rule}",
-            text=of_all + _pool_text(workload, pool_of.get(workload.id)) + allowance.reason.text,
+            text=(of_all if budget is None else _pool_text(workload, budget, share)) + allowance.reason.text,
         )
         yield from _with_burst(workload, CpuMax(quota, period), reason)
 
@@ -127,9 +128,7 @@ def _with_burst(workload: Workload, limit: CpuMax, reason: Reason) -> Iterator[D
     yield Desired(workload.id, workload.path, workload.tier, limit, reason)
 
 
-def _pool_text(workload: Workload, budget: Budget | None) -> str:
-    if budget is None:
-        return ""
+def _pool_text(workload: Workload, budget: Budget, share: float) -> str:
     cap = budget.caps.get(workload.id)
     held = "" if cap is None else f", held to {cap:.2f} CPUs because the pool is above its band"
-    return f"pool {budget.name}: {budget.text}{held}; "
+    return f"{workload.name} may use {share:.2f} CPUs of pool {budget.name}: {budget.text}{held}; "

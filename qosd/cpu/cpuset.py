@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from qosd.ask import Apart
 from qosd.cgroupfs import format_setting, parse_setting
 from qosd.config import Config
 from qosd.cpu import overrun
@@ -25,6 +26,7 @@ from qosd.topology import format_cpulist
 
 RULE = "cpu.cpuset"
 FILE = "cpuset.cpus"
+_APART = "apart"
 
 
 class Mask(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +51,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     allowance: Allowance
     budgets: tuple[Budget, ...]
     overruns: overrun.State
+    apart: Apart | None = None
 
 
 class _Group(msgspec.Struct, frozen=True, gc=False):
@@ -72,15 +75,40 @@ def decide(
     desired = [*_own_desired(now, own, found, state), *_impossible(config, now, of)]
     masks: dict[str, Mask] = {}
     left = of.without(taken)
+    region = _region(config, prev, now, (left, asked.apart), state.masks.get(_APART))
+    if region is not None:
+        left = left.without(frozenset(left.online) - frozenset(region.cpus))
     for group in _groups(config, now, asked, taken):
         where = _away(left, masks, group)
         used = _use(prev, now, group)
         mask = _next(config.cpu.cpuset, now.monotonic_usec, group, (where, used), state.masks.get(group.name))
         masks[group.name] = mask
         for workload in group.members:
-            cpus = _within_original(mask.cpus, left, _original(workload, state))
-            desired.append(_want(workload, cpus, group.reason, found, state))
+            original = _original(workload, state)
+            cpus = _within_original(mask.cpus, left, original)
+            if region is None or not original or set(cpus) <= set(original):
+                desired.append(_want(workload, cpus, group.reason, found, state))
+    if region is not None:
+        masks[_APART] = region
     return State(masks, own, found), tuple(desired)
+
+
+def _region(
+    config: Config,
+    prev: Snapshot | None,
+    now: Snapshot,
+    given: tuple[Layout, Apart | None],
+    before: Mask | None,
+) -> Mask | None:
+    """The CPUs that are left to BE while an LS workload waits through it: the ones others use least."""
+    left, apart = given
+    if apart is None:
+        return None
+    kept = left.without(frozenset(apart.cpus))
+    kept = kept if kept.online else left
+    be = tuple(workload for workload in now.tier(Tier.BE) if workload.setting(FILE) is not None)
+    group = _Group(_APART, max(len(kept.online) - apart.spare, 1), be, apart.reason)
+    return _next(config.cpu.cpuset, now.monotonic_usec, group, (kept, _use(prev, now, group)), before)
 
 
 def _own(
@@ -144,13 +172,19 @@ def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) 
             rest.append(workload)
             continue
         text = (
-            f"cpu.max ineffective: {printable(workload.path)} used {seen.use:.2f} CPUs under a limit of"
-            f" {seen.limit:.2f}, as real-time tasks can; it is kept to as many CPUs instead"
+            f"kept to few CPUs, cpu.max ineffective: {printable(workload.path)} used {seen.use:.2f} CPUs"
+            f" under a limit of {seen.limit:.2f}, as real-time tasks can"
         )
         yield _Group(str(workload.id), math.ceil(seen.limit), (workload,), Reason(f"{RULE}/overrun", text))
     if by_mask and granted.cores is not None:
-        reason = msgspec.structs.replace(granted.reason, rule=f"{RULE}/{granted.reason.rule}")
+        text = granted.reason.text
+        if asked.apart is not None:
+            text = f"{text}; {asked.apart.reason.text}"
+        reason = msgspec.structs.replace(granted.reason, rule=f"{RULE}/{granted.reason.rule}", text=text)
         yield from _by_budget(rest, asked.budgets, granted.cores, reason)
+    elif asked.apart is not None and rest:
+        reason = msgspec.structs.replace(asked.apart.reason, rule=f"{RULE}/ladder")
+        yield _Group("rest", None, tuple(rest), reason)
     elif taken and rest:
         text = f"BE is kept off CPUs {format_cpulist(tuple(taken))}, which LS workloads have to themselves"
         yield _Group("rest", None, tuple(rest), Reason(f"{RULE}/own", text))

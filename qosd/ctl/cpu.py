@@ -58,11 +58,9 @@ def _pools(pools: tuple[PoolView, ...]) -> RenderableType:
 
 
 def burst_sentence(burst: BurstView) -> str:
-    lent = "is at its original" if burst.factor == 1 else f"is lent up to {100 * burst.factor:.0f} % of it"
-    return (
-        f"its own limit of {burst.original_cores:.2f} CPUs {lent} ({burst.text});"
-        f" {burst.budget_pct:.0f} % of its burst budget is left"
-    )
+    raised = f"is raised to {burst.original_cores * burst.factor:.2f} for now"
+    own = f"its own limit of {burst.original_cores:.2f} CPUs {raised if burst.factor != 1 else 'stands'}"
+    return f"{own} ({burst.text}); {burst.budget_pct:.0f} % of its burst budget is left"
 
 
 def sentences(cpu: CpuView, path: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ _WORDS = {
     "reclaim": "stall, host short of memory",
     "reclaim_memcg": "stall at a limit of its own",
     "blkio": "block request",
+    "tcp_rtt": "TCP round trip",
 }
 _MS = 1000.0
 
@@ -27,7 +28,8 @@ def detection(view: ProbesView) -> Text:
         probe.name + ("" if probe.overhead_pct is None else f" ({probe.overhead_pct:.2f} % of the CPUs)")
         for probe in attached
     )
-    text = Text(f"eBPF by {view.loader}: {names}" if attached else f"no eBPF probe: {_reason(view)}")
+    because = f" ({view.loader_why})" if view.loader == "bcc" else ""
+    text = Text(f"eBPF by {view.loader}{because}: {names}" if attached else f"no eBPF probe: {_reason(view)}")
     for probe in view.probes:
         if attached and probe.state in ("absent", "detached"):
             text.append(f"\n! {probe.name} is {probe.state}: {probe.why}", "yellow")

@@ -118,6 +118,9 @@ def warnings(status: Status, now: float) -> Iterator[Text]:
         yield Text(
             f"! the last reload was refused, the old configuration stays: {status.config_error}", "bold red"
         )
+    if status.oom_killers:
+        names = ", ".join(status.oom_killers)
+        yield Text(f"! also here, killing by their own rules: {names} (qosctl doctor says more)", "yellow")
 
 
 def _host(status: Status) -> str:

@@ -1,102 +1,146 @@
 """The second loader, for kernels without BTF: bcc compiles the run-queue probe on the host, with its headers.
 
-Only bcc's compiler and loader are used; maps and the ring buffer are read as ever. It is Debian's
-python3-bpfcc, outside of our environment. (The package called `bcc` on PyPI is something else.)
+bcc itself runs in a process of its own (`qosd.ebpf.compiler`), of which programs and maps are taken over by
+their descriptors. Attaching, reading and the ring buffer go by libbpf as ever.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.resources
+import json
 import os
-import re
+import select
+import socket
+import subprocess
 import sys
-from types import ModuleType
-from typing import Any
+import time
 
+from qosd.ebpf import compiler
 from qosd.ebpf.errors import BccMissingError, BpfError, NotByBccError, RefusedError
-from qosd.ebpf.libbpf import Library
+from qosd.ebpf.libbpf import Library, checked
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
-from qosd.ebpf.runq import PROGRAMS, RunqOptions, pairs
+from qosd.ebpf.runq import MAPS, RunqOptions, pairs
 from qosd.ebpf.tracing import ALL, Probe, Tracing, TracingOptions, possible_cpus
 
-DIST_PACKAGES = "/usr/lib/python3/dist-packages"
 NAME = "runq.bcc"
-
 HOOKS = {"runq_switch": "sched_switch", "runq_wakeup": "sched_wakeup", "runq_wakeup_new": "sched_wakeup_new"}
+PROGRAMS = tuple(HOOKS)
 NAMES = {".data.runq": "runq_settings"}
-_COMMON = re.compile(r"^include (/\S+)/Makefile", re.MULTILINE)
-_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
-_RAW_TRACEPOINT = 17
-"""BPF_PROG_TYPE_RAW_TRACEPOINT"""
+_MAPS = ("roots", "runq_settings", *MAPS)
+_PATIENCE_SEC = 600
+_MOST_FDS = 64
 
 
 class BccObject:
     """As `loader.Object`, of programs that bcc has compiled and loaded."""
 
-    def __init__(self, library: Library, bpf: Any) -> None:  # noqa: ANN401 - bcc has no types
+    def __init__(self, library: Library, fds: dict[str, int]) -> None:
         self.name = NAME
         self._library = library
-        self._bpf = bpf
-        self._functions = {name: bpf.load_func(name, _RAW_TRACEPOINT) for name in PROGRAMS}
-        self._links: dict[int, str] = {}
+        self._fds = fds
+        self._links: list[int] = []
         self._rings: list[RingBuffer] = []
         self._opened: dict[str, Map] = {}
 
     def map(self, name: str) -> Map:
         if name not in self._opened:
-            table = self._bpf[NAMES.get(name, name)]
-            self._opened[name] = Map.of_fd(self._library, table.map_fd, name)
+            self._opened[name] = Map.of_fd(self._library, self._fds[NAMES.get(name, name)], name)
         return self._opened[name]
 
     def ring_buffer(self, name: str) -> RingBuffer:
-        ring = RingBuffer(self._library, self._bpf[name].map_fd)
+        ring = RingBuffer(self._library, self._fds[name])
         self._rings.append(ring)
         return ring
 
     def attach(self, program: str) -> int:
-        hook = HOOKS[program]
-        self._bpf.attach_raw_tracepoint(tp=hook, fn_name=program)
-        link = int(self._bpf.raw_tracepoint_fds[hook.encode()])
-        self._links[link] = hook
-        return link
+        result = self._library.call.bpf_raw_tracepoint_open(HOOKS[program].encode(), self._fds[program])
+        self._links.append(checked(f"{NAME}: attach {program}", result))
+        return self._links[-1]
 
     def detach(self, link: int) -> None:
-        self._bpf.detach_raw_tracepoint(tp=self._links.pop(link))
+        self._links.remove(link)
+        os.close(link)
 
     def run_time(self) -> dict[str, RunTime]:
-        return {name: read_run_time(self._library, each.fd) for name, each in self._functions.items()}
+        return {name: read_run_time(self._library, self._fds[name]) for name in PROGRAMS}
 
     def close(self) -> None:
-        for link in list(self._links):
-            self.detach(link)
+        """Programs off their hooks first, then everything else."""
         for ring in self._rings:
             ring.close()
-        self._rings = []
-        self._bpf.cleanup()
+        for fd in (*self._links, *self._fds.values()):
+            os.close(fd)
+        self._links, self._rings, self._fds = [], [], {}
+
+
+class Compiling:
+    """bcc at work. `result` says None until it is done; `close` ends it."""
+
+    def __init__(self, library: Library, options: TracingOptions) -> None:
+        if "runq" not in options.probes:
+            raise NotByBccError(options.probes[0])
+        self._library = library
+        self._options = options
+        self._cpus = possible_cpus(library)
+        self._deadline = time.monotonic() + _PATIENCE_SEC
+        flags = definitions(options.runq, self._cpus)
+        request = json.dumps({"programs": PROGRAMS, "maps": _MAPS, "flags": flags})
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", compiler.__file__, str(theirs.fileno()), request],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def result(self, wait_sec: float = 0.0) -> Tracing | None:
+        """The attached probe. Raises a BpfError if it cannot be had."""
+        if not select.select([self._channel], [], [], wait_sec)[0]:
+            if time.monotonic() < self._deadline:
+                return None
+            raise RefusedError(NAME, None, f"bcc was not done after {_PATIENCE_SEC} s", "")
+        said, fds, _flags, _address = socket.recv_fds(self._channel, 1 << 16, _MOST_FDS)
+        if not fds:
+            raise self._failure(said)
+        return self._opened(dict(zip((*PROGRAMS, *_MAPS), fds, strict=True)))
+
+    def _failure(self, said: bytes) -> BpfError:
+        if not said:
+            why = f"bcc's process ended with status {self._process.wait()}"
+            return RefusedError(NAME, None, why, why)
+        answer = json.loads(said)
+        if answer["kind"] == compiler.MISSING:
+            return BccMissingError(answer["why"])
+        return RefusedError(NAME, None, answer["why"], answer["why"])
+
+    def _opened(self, fds: dict[str, int]) -> Tracing:
+        options = self._options
+        loaded = BccObject(self._library, fds)
+        absent: dict[Probe, BpfError] = {probe: NotByBccError(probe) for probe in ALL if probe != "runq"}
+        wanted = {probe: error for probe, error in absent.items() if probe in options.probes}
+        try:
+            tracing = Tracing(loaded, options, wanted, self._cpus)
+            tracing.attach("runq", PROGRAMS)
+        except BpfError:
+            loaded.close()
+            raise
+        return tracing
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
 
 
 def open_tracing(library: Library, options: TracingOptions) -> Tracing:
-    """The run-queue probe alone. Raises a BpfError if it cannot be had."""
-    if "runq" not in options.probes:
-        raise NotByBccError(options.probes[0])
-    bcc = _import_bcc()
-    cpus = possible_cpus(library)
-    source = importlib.resources.files("qosd.ebpf") / "probes" / f"{NAME}.c"
-    flags = [*definitions(options.runq, cpus), *headers()]
+    """The run-queue probe alone, waited for. Raises a BpfError if it cannot be had."""
+    compiling = Compiling(library, options)
     try:
-        bpf = bcc.BPF(text=source.read_text(encoding="utf-8"), cflags=flags)
-        loaded = BccObject(library, bpf)
-    except Exception as error:  # noqa: BLE001 - what bcc raises; it has said the rest on stderr
-        raise RefusedError(NAME, None, str(error), str(error)) from None
-    absent: dict[Probe, BpfError] = {probe: NotByBccError(probe) for probe in ALL if probe != "runq"}
-    wanted = {probe: error for probe, error in absent.items() if probe in options.probes}
-    try:
-        tracing = Tracing(loaded, options, wanted, cpus)
-        tracing.attach("runq", PROGRAMS)
-    except BpfError:
-        loaded.close()
-        raise
+        tracing = compiling.result(_PATIENCE_SEC)
+    finally:
+        compiling.close()
+    if tracing is None:
+        raise RefusedError(NAME, None, f"bcc was not done after {_PATIENCE_SEC} s", "")
     return tracing
 
 
@@ -110,38 +154,3 @@ def definitions(options: RunqOptions, cpus: int) -> list[str]:
         "EVENT_GAP_NS": f"{options.event_gap_ns}ull",
     }
     return [f"-D{name}={value}" for name, value in values.items()]
-
-
-def _import_bcc() -> ModuleType:
-    sys.path.append(DIST_PACKAGES)
-    try:
-        bcc = importlib.import_module("bcc")  # megabytes of a compiler
-    except (ImportError, OSError) as error:
-        raise BccMissingError(f"bcc can't be used, install python3-bpfcc: {error}") from None
-    finally:
-        sys.path.remove(DIST_PACKAGES)
-    if not hasattr(bcc, "BPF"):
-        raise BccMissingError("the module called bcc is not Debian's python3-bpfcc")
-    return bcc
-
-
-def headers(root: str = "/") -> list[str]:
-    """Flags for the kernel's headers where /lib/modules, at which bcc looks for them, is hidden by a sandbox.
-
-    Debian's are in two directories: what one configuration generated, and what all have in common, where
-    bcc's own relative paths lead once BCC_KERNEL_SOURCE is set to it.
-    """
-    release, machine = os.uname().release, os.uname().machine
-    build = f"{root}usr/src/linux-headers-{release}"
-    if os.path.isdir(f"{root}lib/modules/{release}/build"):
-        return []
-    try:
-        with open(f"{build}/Makefile", encoding="utf-8") as makefile:
-            common = _COMMON.search(makefile.read())
-    except OSError:
-        return []
-    if common is None:
-        return []
-    os.environ["BCC_KERNEL_SOURCE"] = common[1]
-    arch = f"arch/{_ARCHITECTURES.get(machine, machine)}/include/generated"
-    return [f"-I{build}/{path}" for path in (arch, "include", f"{arch}/uapi", "include/generated/uapi")]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from qosd.ebpf.histogram import EMPTY, Histogram, delta
 from qosd.ebpf.samples import (
     BlkioSample,
+    Counts,
     IoKey,
     ReclaimKey,
     ReclaimKind,
@@ -14,6 +17,8 @@ from qosd.ebpf.samples import (
     RunqBlame,
     RunqSample,
     RunqWaits,
+    Tcp,
+    TcpSample,
     TracingSample,
     blames_delta,
 )
@@ -33,9 +38,17 @@ def between(
     blames = _blames(earlier.runq if earlier else None, now.runq)
     stalls = _stalls(earlier.reclaim if earlier else None, now.reclaim)
     io = _io(earlier.blkio if earlier else None, now.blkio)
+    tcp = _tcp(earlier.tcp if earlier else None, now.tcp)
     return tuple(
-        _probed(
-            cgroup, runq.get(cgroup), blames.get(cgroup, ()), _stalls_of(cgroup, stalls), _io_of(cgroup, io)
+        _with_tcp(
+            _probed(
+                cgroup,
+                runq.get(cgroup),
+                blames.get(cgroup, ()),
+                _stalls_of(cgroup, stalls),
+                _io_of(cgroup, io),
+            ),
+            tcp,
         )
         for cgroup in workloads
     )
@@ -105,3 +118,33 @@ def _io_of(cgroup: CgroupId, io: dict[IoKey, Histogram] | None) -> Histogram | N
         if key.workload == cgroup and key.op in _TIMED:
             total = total.plus(latency)
     return total
+
+
+def _tcp(earlier: TcpSample | None, now: TcpSample | None) -> dict[CgroupId, Tcp] | None:
+    return None if now is None else delta(earlier.workloads if earlier else {}, now.workloads)
+
+
+def _with_tcp(probed: Probed, tcp: dict[CgroupId, Tcp] | None) -> Probed:
+    """Nobody has an element before the first packet, as with stalls."""
+    if tcp is None:
+        return probed
+    of = tcp.get(probed.id, Tcp(EMPTY, 0))
+    return msgspec.structs.replace(probed, tcp_rtt=of.rtt, tcp_retransmits=of.retransmits)
+
+
+def with_counts(probed: tuple[Probed, ...], counts: dict[CgroupId, Counts]) -> tuple[Probed, ...]:
+    """With what a PMU counted, which may be all that there is."""
+    if not counts:
+        return probed
+    known = {each.id: each for each in probed}
+    return tuple(
+        msgspec.structs.replace(
+            known.get(cgroup, Probed(cgroup)),
+            cycles=count.cycles,
+            instructions=count.instructions,
+            llc_misses=count.llc_misses,
+        )
+        if (count := counts.get(cgroup)) is not None
+        else known[cgroup]
+        for cgroup in {**known, **counts}
+    )

@@ -42,6 +42,8 @@ def collect(view: ProbesView) -> Iterator[Metric]:
     workloads.add_metric([], view.unwatched)
     yield workloads
     yield from _latencies(view.latencies)
+    yield _retransmits(view)
+    yield from _rates(view)
 
 
 def _latencies(latencies: tuple[Latency, ...]) -> Iterator[Metric]:
@@ -64,3 +66,30 @@ def _latencies(latencies: tuple[Latency, ...]) -> Iterator[Metric]:
             limit.add_metric(values, each.threshold_usec / _USEC)
             cold.add_metric(values, float(each.cold))
     yield from (p99, limit, cold)
+
+
+def _retransmits(view: ProbesView) -> Metric:
+    labels = ["tier", "workload", "cgroup"]
+    family = CounterMetricFamily(
+        "qosd_workload_tcp_retransmits", "TCP segments that a workload sent again.", labels=labels
+    )
+    for each in sorted(view.retransmits, key=lambda each: (each.tier != "ls", -each.count))[:_SERIES_MAX]:
+        family.add_metric([each.tier, each.workload, each.path], each.count)
+    return family
+
+
+def _rates(view: ProbesView) -> Iterator[Metric]:
+    labels = ["tier", "workload", "cgroup"]
+    cpi = GaugeMetricFamily(
+        "qosd_workload_cycles_per_instruction_ratio",
+        "CPU cycles an instruction in the last tick.",
+        labels=labels,
+    )
+    misses = GaugeMetricFamily(
+        "qosd_workload_llc_misses_per_instruction_ratio", "Cache misses an instruction.", labels=labels
+    )
+    for each in view.rates:
+        values = [each.tier, each.workload, each.path]
+        cpi.add_metric(values, each.cycles_per_instruction)
+        misses.add_metric(values, each.llc_misses_per_instruction)
+    yield from (cpi, misses)

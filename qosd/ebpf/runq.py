@@ -22,7 +22,7 @@ from qosd.ebpf.samples import (
 )
 from qosd.model import CgroupId
 
-PROGRAMS = ("runq_switch", "runq_wakeup", "runq_wakeup_new")
+PROGRAMS = ("runq_switch", "runq_migrate")
 MAPS = ("runq_tasks", "runq_workloads", "runq_waits", "runq_blames", "runq_cpus", "runq_events")
 
 _SETTINGS = struct.Struct("=2Q2I")
@@ -57,7 +57,12 @@ def prepare(opened: Object, options: RunqOptions, cpus: int) -> None:
 
 
 def pairs(options: RunqOptions, cpus: int) -> int:
-    return max(options.max_pairs, _LRU_PER_CPU * cpus)
+    return max(options.max_pairs, lru_room(cpus))
+
+
+def lru_room(cpus: int) -> int:
+    """The least that a shared LRU hash may be made for."""
+    return _LRU_PER_CPU * cpus
 
 
 class Runq:

@@ -28,11 +28,13 @@ _SAMPLED = 64
 """1 << SAMPLED_SHIFT in cost.h: of so many runs one is timed."""
 _RECLAIM_COUNTERS = struct.Struct("=2Q")
 _BLKIO_COUNTERS = struct.Struct("=3Q")
+_TCP_COUNTERS = struct.Struct("=2Q")
 
 _STALL_KEY = struct.Struct("=Q2I")
 _IO_KEY = struct.Struct("=Q2I")
 _HISTOGRAM = struct.Struct(f"={SLOTS}QQ")
 _IO = struct.Struct(f"={SLOTS}Q2Q")
+_TCP = struct.Struct(f"={SLOTS}Q2Q")
 _TRAFFIC = struct.Struct("=2Q")
 
 ReclaimKind = Literal["direct", "memcg"]
@@ -84,7 +86,7 @@ class RunqSample(msgspec.Struct, frozen=True, gc=False):
     evicted: int
     """Pairs that the LRU map threw out: above 0, shares are too low and the map too small."""
     unseen: int
-    """Waits that were not counted: another task took the waiting one's state (pids equal modulo 65536)."""
+    """By bcc only: waits that were not counted, as pids equal modulo 65536 share a state."""
     cost_ns: int
     """What the probe has cost, from the one run in 64 that it times; less the way into the program."""
 
@@ -241,12 +243,52 @@ def blkio_sample(io: dict[IoKey, Io], counters: bytes) -> BlkioSample:
     return BlkioSample(io, max(0, created - len(io)), untimed, cost_ns * _SAMPLED)
 
 
+class Tcp(msgspec.Struct, frozen=True, gc=False):
+    """Of the TCP sockets of one workload."""
+
+    rtt: Histogram
+    """Their smoothed round-trip times, told by one received packet in eight."""
+    retransmits: int
+    """Segments that were sent again."""
+
+    def since(self, earlier: Tcp) -> Tcp | None:
+        rtt = self.rtt.since(earlier.rtt)
+        return None if rtt is None else Tcp(rtt, self.retransmits - earlier.retransmits)
+
+
+class TcpSample(msgspec.Struct, frozen=True, gc=False):
+    """TCP since the probe was opened; a workload without an element has had no packet yet."""
+
+    workloads: dict[CgroupId, Tcp]
+    evicted: int
+    cost_ns: int = 0
+
+
+def decode_tcp(value: bytes | memoryview) -> Tcp:
+    *slots, total_ns, retransmits = _TCP.unpack(value)
+    return Tcp(Histogram(slots=tuple(slots), total_ns=total_ns), retransmits)
+
+
+def tcp_sample(workloads: dict[CgroupId, Tcp], counters: bytes) -> TcpSample:
+    created, cost_ns = _TCP_COUNTERS.unpack(counters)
+    return TcpSample(workloads, max(0, created - len(workloads)), cost_ns * _SAMPLED)
+
+
+class Counts(msgspec.Struct, frozen=True, gc=False):
+    """What the CPUs did for one workload in an interval, by their own counters."""
+
+    cycles: int
+    instructions: int
+    llc_misses: int
+
+
 class TracingSample(msgspec.Struct, frozen=True, gc=False):
     """All counters since the probes were opened; None for a probe that is absent."""
 
     runq: RunqSample | None
     reclaim: ReclaimSample | None
     blkio: BlkioSample | None
+    tcp: TcpSample | None = None
 
 
 class Traffic(msgspec.Struct, frozen=True, gc=False):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from qosd.ebpf.errors import BccMissingError, BpfError, BtfMissingError, TooDearError
+from qosd.ebpf.errors import BpfError, BtfMissingError, TooDearError
 from qosd.ebpf.interval import between
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.runq import Root, RunqOptions
 from qosd.ebpf.samples import RunqBreach, TracingSample
 from qosd.ebpf.tracing import ALL, Probe, Tracing, TracingOptions
 from qosd.model import CgroupId, Probed, Snapshot, Tier
-from qosd.schema.ebpf import Ebpf, Loader
+from qosd.schema.ebpf import AUTO, Ebpf, Loader
+
+if TYPE_CHECKING:
+    from qosd.ebpf.bcc import Compiling
 
 MAX_ROOTS = 1024
 MAX_HISTOGRAMS = 256
@@ -35,8 +39,10 @@ class Wait(msgspec.Struct, frozen=True, gc=False):
 class Session:
     """`fd` is readable when `events` has something; None without the runq probe."""
 
-    def __init__(self, tracing: Tracing, loader: str, config: Ebpf) -> None:
+    def __init__(self, tracing: Tracing, loader: str, config: Ebpf, reason: str = "") -> None:
         self.loader = loader
+        self.reason = reason
+        """Why by this one."""
         self.last: TracingSample | None = None
         self.overhead_pct: dict[Probe, float] = {}
         self.unwatched = 0
@@ -96,7 +102,8 @@ class Session:
     def _cost(self) -> dict[Probe, int]:
         if self.last is None:
             return {}
-        samples = zip(ALL, (self.last.runq, self.last.reclaim, self.last.blkio), strict=True)
+        last = self.last
+        samples = zip(ALL, (last.runq, last.reclaim, last.blkio, last.tcp), strict=True)
         return {probe: sample.cost_ns for probe, sample in samples if sample is not None}
 
     def _share(self, probe: Probe, now_usec: int, cost_ns: int, window: int) -> tuple[float | None, int]:
@@ -146,10 +153,30 @@ class Session:
         return "system" if tier is None else tier.value
 
 
-def open_session(config: Ebpf) -> Session:
+class Pending:
+    """A session to be: bcc compiles for seconds, in a process of its own. `session` is None meanwhile."""
+
+    def __init__(self, compiling: Compiling, config: Ebpf, reason: str) -> None:
+        self.reason = reason
+        self._compiling = compiling
+        self._config = config
+
+    def session(self) -> Session | None:
+        """Raises BpfError or OSError if there will be none."""
+        tracing = self._compiling.result()
+        if tracing is None:
+            return None
+        self._compiling.close()
+        return Session(tracing, "bcc", self._config, self.reason)
+
+    def close(self) -> None:
+        self._compiling.close()
+
+
+def open_session(config: Ebpf) -> Session | Pending:
     """By libbpf where the kernel describes its types, else by bcc. Raises BpfError or OSError."""
     options = TracingOptions(
-        ALL if isinstance(config.probes, str) else config.probes,
+        tuple(each for each in ALL if each in (AUTO if isinstance(config.probes, str) else config.probes)),
         MAX_ROOTS,
         RunqOptions(
             max_workloads=MAX_HISTOGRAMS,
@@ -160,19 +187,17 @@ def open_session(config: Ebpf) -> Session:
     )
     library = Library()
     if config.loader is Loader.BCC:
-        return _by_bcc(library, options, config)
+        return _by_bcc(library, options, config, 'ebpf.loader is "bcc"')
+    why = 'ebpf.loader is "libbpf"' if config.loader is Loader.LIBBPF else "the kernel describes its types"
     try:
-        return Session(Tracing.open(library, {}, options), "libbpf", config)
+        return Session(Tracing.open(library, {}, options), "libbpf", config, why)
     except BtfMissingError as missing:
         if config.loader is Loader.LIBBPF:
             raise
-        try:
-            return _by_bcc(library, options, config)
-        except BccMissingError as error:
-            raise BtfMissingError(f"{missing}; {error}") from None
+        return _by_bcc(library, options, config, str(missing))
 
 
-def _by_bcc(library: Library, options: TracingOptions, config: Ebpf) -> Session:
-    from qosd.ebpf.bcc import open_tracing  # noqa: PLC0415 - a compiler, and only where there is no other way
+def _by_bcc(library: Library, options: TracingOptions, config: Ebpf, why: str) -> Pending:
+    from qosd.ebpf.bcc import Compiling  # noqa: PLC0415 - only where there is no other way
 
-    return Session(open_tracing(library, options), "bcc", config)
+    return Pending(Compiling(library, options), config, why)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from qosd.ebpf.histogram import Histogram
+from qosd.ebpf.samples import TcpSample
 from qosd.interference.baseline import Reading
 from qosd.model import Snapshot, Workload, printable
 
-_SIGNALS = ("runq", "reclaim", "reclaim_memcg", "blkio")
+_SIGNALS = ("runq", "reclaim", "reclaim_memcg", "blkio", "tcp_rtt")
 
 
 class ProbeStatus(msgspec.Struct, frozen=True):
@@ -27,7 +28,7 @@ class Latency(msgspec.Struct, frozen=True):
     workload: str
     tier: str
     signal: str
-    """runq, reclaim, reclaim_memcg, blkio."""
+    """runq, reclaim, reclaim_memcg, blkio, tcp_rtt."""
     count: int
     p50_usec: float | None
     p99_usec: float | None
@@ -36,6 +37,25 @@ class Latency(msgspec.Struct, frozen=True):
     baseline_usec: float | None = None
     cold: bool = True
     breach: bool = False
+
+
+class Retransmits(msgspec.Struct, frozen=True):
+    """TCP segments that a workload sent again since the probe was attached."""
+
+    path: str
+    workload: str
+    tier: str
+    count: int
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """How well the CPUs got on with an LS workload in the last interval, by their own counters."""
+
+    path: str
+    workload: str
+    tier: str
+    cycles_per_instruction: float
+    llc_misses_per_instruction: float
 
 
 class ProbesView(msgspec.Struct, frozen=True):
@@ -52,6 +72,10 @@ class ProbesView(msgspec.Struct, frozen=True):
     unseen: int = 0
     unwatched: int = 0
     """Workloads for which the maps have no room."""
+    retransmits: tuple[Retransmits, ...] = ()
+    loader_why: str | None = None
+    """Why this loader."""
+    rates: tuple[Rate, ...] = ()
 
 
 def latencies(now: Snapshot, readings: tuple[Reading, ...]) -> tuple[Latency, ...]:
@@ -63,6 +87,32 @@ def latencies(now: Snapshot, readings: tuple[Reading, ...]) -> tuple[Latency, ..
         if (workload := now.workload(probed.id)) is not None
         for signal in _SIGNALS
         if (interval := getattr(probed, signal)) is not None
+    )
+
+
+def retransmits(now: Snapshot, tcp: TcpSample | None) -> tuple[Retransmits, ...]:
+    """Workloads that have had TCP at all."""
+    if tcp is None:
+        return ()
+    return tuple(
+        Retransmits(printable(each.path), each.name, each.tier.value, tcp.workloads[each.id].retransmits)
+        for each in now.workloads
+        if each.id in tcp.workloads
+    )
+
+
+def rates(now: Snapshot) -> tuple[Rate, ...]:
+    """Of those of which instructions were counted."""
+    return tuple(
+        Rate(
+            printable(workload.path),
+            workload.name,
+            workload.tier.value,
+            (each.cycles or 0) / each.instructions,
+            (each.llc_misses or 0) / each.instructions,
+        )
+        for each in now.probed
+        if each.instructions and (workload := now.workload(each.id)) is not None
     )
 
 

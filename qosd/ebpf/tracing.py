@@ -18,36 +18,42 @@ from qosd.ebpf.libbpf import Library, checked
 from qosd.ebpf.loaded import Loaded
 from qosd.ebpf.loader import Object, missing_hooks, read_object
 from qosd.ebpf.maps import RunTime
-from qosd.ebpf.runq import Root, Runq, RunqOptions
+from qosd.ebpf.runq import Root, Runq, RunqOptions, lru_room
 from qosd.ebpf.samples import (
     BlkioSample,
     ReclaimSample,
     RunqBreach,
+    TcpSample,
     TracingSample,
     blkio_sample,
     decode_histogram,
+    decode_id,
     decode_io,
     decode_io_key,
     decode_reclaim_key,
+    decode_tcp,
     reclaim_sample,
+    tcp_sample,
 )
 from qosd.model import CgroupId
 
 NAME = "tracing"
 
-Probe = Literal["runq", "reclaim", "blkio"]
+Probe = Literal["runq", "reclaim", "blkio", "tcp"]
 
 PROGRAMS: dict[Probe, tuple[str, ...]] = {
     "runq": runq.PROGRAMS,
     "reclaim": ("reclaim_direct_begin", "reclaim_direct_end", "reclaim_memcg_begin", "reclaim_memcg_end"),
     "blkio": ("blkio_complete",),
+    "tcp": ("tcp_rtt", "tcp_retransmit"),
 }
 _MAPS: dict[Probe, tuple[str, ...]] = {
     "runq": runq.MAPS,
     "reclaim": ("reclaim_stalls", "reclaiming"),
     "blkio": ("blkio_latency",),
+    "tcp": ("tcp_workloads",),
 }
-ALL: tuple[Probe, ...] = ("runq", "reclaim", "blkio")
+ALL: tuple[Probe, ...] = ("runq", "reclaim", "blkio", "tcp")
 
 _DISPENSABLE = frozenset({"reclaim_memcg_begin", "reclaim_memcg_end"})
 """Without them the probe still answers: kernels without CONFIG_MEMCG have no such tracepoints."""
@@ -135,6 +141,7 @@ class Tracing:
             runq=self._runq.read() if self._runq else None,
             reclaim=self._read_reclaim() if "reclaim" in self._links else None,
             blkio=self._read_blkio() if "blkio" in self._links else None,
+            tcp=self._read_tcp() if "tcp" in self._links else None,
         )
 
     def _read_reclaim(self) -> ReclaimSample:
@@ -146,6 +153,11 @@ class Tracing:
         items = self._object.map("blkio_latency").items()
         io = {decode_io_key(key): decode_io(value) for key, value in items}
         return blkio_sample(io, self._counters(".data.blkio"))
+
+    def _read_tcp(self) -> TcpSample:
+        items = self._object.map("tcp_workloads").items()
+        workloads = {decode_id(key): decode_tcp(value) for key, value in items}
+        return tcp_sample(workloads, self._counters(".data.tcp"))
 
     def _counters(self, name: str) -> bytes:
         value = self._object.map(name).lookup(_FIRST)
@@ -247,6 +259,8 @@ def _try_load(
         for program in left_out:
             opened.leave_out(program)
         opened.resize("roots", options.max_roots)
+        if "tcp" in options.probes:
+            opened.resize("tcp_workloads", max(options.max_roots, lru_room(possible_cpus(library))))
         if "runq" in options.probes and "runq" not in absent:
             runq.prepare(opened, options.runq, possible_cpus(library))
         opened.load()

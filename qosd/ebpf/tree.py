@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from typing import cast
 
 import msgspec
 
@@ -52,6 +53,13 @@ class Tree:
 
     def read(self) -> list[TreeRecord]:
         """Raises a BpfError if the tree has outgrown `max_cgroups`: a part of it would be worse than none."""
+        return decode_tree(self._walk())
+
+    def usage(self) -> dict[CgroupId, int]:
+        """`usage_nsec` alone, by id: a third of the price of `read`. Raises as it does."""
+        return decode_usage(self._walk())
+
+    def _walk(self) -> bytes:
         self._object.run_iterator(self._iterator)
         value = self._head.lookup(_FIRST)
         count, flushed = _HEAD.unpack(value or bytes(_HEAD.size))
@@ -59,11 +67,18 @@ class Tree:
             raise BpfError(f"{NAME}: this kernel has no kfunc to flush the counters: they would be stale")
         if not 0 < count <= self._max:
             raise BpfError(f"{NAME}: {count} cgroups, room for {self._max}")
-        return decode_tree(self._records[: count * _RECORD.size])
+        return self._records[: count * _RECORD.size]
 
     def close(self) -> None:
         self._records.close()
         self._object.close()
+
+
+def decode_usage(records: bytes) -> dict[CgroupId, int]:
+    words = memoryview(records).cast("Q")  # four to a record
+    # Not by CgroupId(), which is a call for each.
+    ids = cast("list[CgroupId]", words[::4].tolist())
+    return dict(zip(ids, words[2::4].tolist(), strict=True))
 
 
 def decode_tree(records: bytes) -> list[TreeRecord]:

@@ -23,7 +23,7 @@ _RARE = 0.99
 _MIDDLES_USEC = tuple(
     math.sqrt(max(low, 512) * high) / 1000 for low, high in map(slot_bounds_ns, range(SLOTS))
 )
-SIGNALS = ("runq", "reclaim", "blkio")
+SIGNALS = ("runq", "reclaim", "blkio", "tcp_rtt")
 """Stalls at limits of a cgroup's own (reclaim_memcg) are nobody else's doing."""
 
 
@@ -83,7 +83,7 @@ def is_quiet(config: Baseline, prev: Snapshot | None, now: Snapshot, signal: str
     share = be_share_pct(prev, now)
     if share is None or share > config.quiet_pct:
         return False
-    if signal == "runq":
+    if signal in ("runq", "tcp_rtt"):
         return True
     be = {workload.id for workload in now.tier(Tier.BE)}
     return not any(each.blkio is not None and each.blkio.count for each in now.probed if each.id in be)
@@ -124,7 +124,8 @@ def as_of(state: State, at_usec: int) -> State:
 
 def _intervals(probed: Probed | None) -> Iterator[tuple[str, Histogram]]:
     if probed is not None:
-        for signal, interval in zip(SIGNALS, (probed.runq, probed.reclaim, probed.blkio), strict=True):
+        intervals = (probed.runq, probed.reclaim, probed.blkio, probed.tcp_rtt)
+        for signal, interval in zip(SIGNALS, intervals, strict=True):
             if interval is not None:
                 yield signal, interval
 
@@ -168,6 +169,7 @@ def _limits(config: Baseline) -> dict[str, tuple[int, int]]:
         "runq": (config.runq_floor, config.runq_cold),
         "reclaim": (config.reclaim_floor, config.reclaim_cold),
         "blkio": (config.blkio_floor, config.blkio_cold),
+        "tcp_rtt": (config.tcp_rtt_floor, config.tcp_rtt_cold),
     }
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Apart, Tighten
 from qosd.config import Config
-from qosd.errors import Malformed
-from qosd.interference import kills, ladder, victims
+from qosd.interference import asks, kills, ladder, victims
 from qosd.interference.activity import Frame, be_share_of_capacity
 from qosd.interference.blame import Blame, Cause, judge
 from qosd.interference.kills import Effect, Means
 from qosd.interference.ladder import Ladder, May, Rung
+from qosd.interference.recall import Remembered, adopt
 from qosd.interference.signals import BaselineKey, Baselines, Kind, Signal, from_pressure, learn
 from qosd.interference.verdict import Docket, Evidence, Hearing, Verdict, evidence, forget, hear
 from qosd.model import CgroupFreeze, CgroupId, Snapshot, Tier, Workload, printable
 from qosd.plan import Desired, Reason
 from qosd.schema.interference import MaxAnswer
-from qosd.topology import parse_cpulist
 
-RULE = "interference.ladder"
+RULE = asks.RULE
 _NOT_ASKED = Blame(Cause.UNKNOWN, 0.0, "")
 _LATE = 3  # intervals: what a tick saw that came so late is no ground for going further
 
@@ -28,6 +28,19 @@ class State(msgspec.Struct, frozen=True, gc=False):
     docket: Docket = Docket()
     ladders: dict[Kind, Ladder] = {}
     kill: kills.State = kills.State()
+    tighten: dict[Kind, Tighten] = {}
+    """What the standing ladders for memory and IO ask."""
+    apart: Apart | None = None
+    remembered: Remembered = {}
+    """Baselines of an earlier run, for workloads of which nothing is learned yet."""
+
+
+class _Tick(msgspec.Struct, frozen=True, gc=False):
+    config: Config
+    prev: Snapshot | None
+    """None where a tick came so late that its rates prove nothing."""
+    now: Snapshot
+    in_trouble: bool
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -35,10 +48,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
     squeeze: float = 1.0
     """A factor on BE's allowance."""
-    avoid_cpus: tuple[int, ...] = ()
-    """CPUs that BE should keep off: those the victims are bound to."""
-    memory_tighten: bool = False
-    io_tighten: bool = False
+    avoid_cpus: Apart | None = None
+    memory_tighten: Tighten | None = None
+    io_tighten: Tighten | None = None
     freeze: tuple[CgroupId, ...] = ()
     lift: CgroupId | None = None
     """A workload without limits now, so that what is killed in it can end: a group at 1 % takes long."""
@@ -71,21 +83,28 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State, given: tuple[Signal, ...] = ()
+    config: Config,
+    prev: Snapshot | None,
+    now: Snapshot,
+    state: State,
+    given: tuple[Signal, ...] = (),
+    *,
+    in_trouble: bool = False,
 ) -> tuple[State, Outcome]:
-    """`given` are signals of others: probes, fed latencies."""
+    """`given` are signals of others: probes, fed latencies. `in_trouble`: `memory.trouble` holds in full."""
     if prev is not None and now.monotonic_usec - prev.monotonic_usec > _LATE * int(config.interval):
         prev = None
     docket, gone = forget(
         state.docket, frozenset(workload.id for workload in now.tier(Tier.LS)), now.monotonic_usec
     )
     state = msgspec.structs.replace(state, docket=docket)
-    heard, state, ended, began = _listen(config, prev, now, state, given)
+    tick = _Tick(config, prev, now, in_trouble)
+    heard, state, ended, began = _listen(tick, state, given)
     verdicts = tuple(watch.verdict for watch in state.docket.watches.values() if watch.verdict is not None)
     grounds = {kind: Evidence.UNKNOWN if prev is None else evidence(kind, verdicts, heard) for kind in Kind}
     state, effects = _kill(config, now, state, grounds[Kind.MEMORY])
-    state, moves, begun = _climb(config, now, state, grounds, verdicts)
-    answer = _answer(now, state, verdicts)
+    state, moves, begun = _climb(tick, state, grounds, verdicts)
+    answer = _answer(now, state)
     return state, Outcome(
         answer,
         _freezes(config, now, answer, verdicts),
@@ -100,17 +119,24 @@ def decide(
 
 
 def _listen(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State, given: tuple[Signal, ...]
+    tick: _Tick, state: State, given: tuple[Signal, ...]
 ) -> tuple[frozenset[BaselineKey], State, tuple[Verdict, ...], tuple[Verdict, ...]]:
     """Hear this tick's signals: which they were, the next state, the verdicts that ended and that began."""
+    config, prev, now = tick.config, tick.prev, tick.now
     if prev is None:
         return frozenset(), state, (), ()
     section = config.interference
-    signals = (*from_pressure(section, prev, now, state.baselines), *given)
+    baselines = adopt(state.baselines, state.remembered, now)
+    signals = (*from_pressure(section, prev, now, baselines), *given)
     frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True)
     paths = {workload.id: printable(workload.path) for workload in now.tier(Tier.LS)}
     hearings = tuple(
-        Hearing(signal, _blame(config, signal, frame), paths[signal.victim])
+        Hearing(
+            signal,
+            _blame(config, signal, frame),
+            paths[signal.victim],
+            urgent=tick.in_trouble and signal.kind is Kind.MEMORY,
+        )
         for signal in signals
         if signal.victim in paths
     )
@@ -118,7 +144,7 @@ def _listen(
     be = be_share_of_capacity(prev, now)
     quiet = be is not None and be * 100 <= section.quiet_pct
     following = msgspec.structs.replace(
-        state, docket=result.docket, baselines=learn(state.baselines, signals, now, quiet=quiet)
+        state, docket=result.docket, baselines=learn(baselines, signals, now, quiet=quiet)
     )
     heard = frozenset(BaselineKey(signal.victim, signal.name) for signal in signals)
     return heard, following, result.ended, result.began
@@ -164,30 +190,35 @@ def _tried(now: Snapshot, state: State) -> frozenset[CgroupId]:
 
 
 def _climb(
-    config: Config,
-    now: Snapshot,
-    state: State,
-    grounds: dict[Kind, Evidence],
-    verdicts: tuple[Verdict, ...],
+    tick: _Tick, state: State, grounds: dict[Kind, Evidence], verdicts: tuple[Verdict, ...]
 ) -> tuple[State, tuple[Move, ...], tuple[Effect, ...]]:
-    section = config.interference
+    config, now, section = tick.config, tick.now, tick.config.interference
     ranked = _ranked(config, now, state)
     chosen = kills.choose(section.kill, section.answer, state.kill, now, ranked)
+    of_be = [verdict for verdict in verdicts if verdict.cause is Cause.BE]
+    blamed = {kind: [verdict for verdict in of_be if verdict.kind is kind] for kind in Kind}
+    apart = asks.apart(config, tick.prev, now, [*blamed[Kind.CPU], *blamed[Kind.LATENCY]], state.apart)
     ladders = dict(state.ladders)
     moves: list[Move] = []
     for kind, ground in grounds.items():
-        mine = [verdict for verdict in verdicts if verdict.kind is kind and verdict.cause is Cause.BE]
+        mine = blamed[kind]
         may = May(
-            cpuset=bool(_own_cpus(now, mine)),
+            cpuset=apart is not None,
             severe=not mine or any(not verdict.cold for verdict in mine),
             kill=chosen is not None,
+            urgent=tick.in_trouble and kind is Kind.MEMORY,
         )
         before = ladders.get(kind, Ladder())
         after = ladder.step(section, kind, ground, may, now.monotonic_usec, before)
         ladders[kind] = after
         if after.rung is not before.rung:
             moves.append(_move(kind, before, after, mine, ground))
-    state = msgspec.structs.replace(state, ladders=ladders)
+    state = msgspec.structs.replace(
+        state,
+        ladders=ladders,
+        tighten=_tighten(now, state.tighten, ladders, grounds, blamed),
+        apart=apart if _at_least_cpuset(ladders) else None,
+    )
     if chosen is None or ladders[Kind.MEMORY].rung is not Rung.TERM or state.kill.pending is not None:
         return state, tuple(moves), ()
     kill, effect = kills.begin(section.kill, state.kill, now, chosen, ranked)
@@ -203,42 +234,40 @@ def _ranked(config: Config, now: Snapshot, state: State) -> tuple[victims.Candid
 
 
 def _move(kind: Kind, before: Ladder, after: Ladder, verdicts: list[Verdict], ground: Evidence) -> Move:
-    worst = max(verdicts, key=lambda verdict: verdict.value / verdict.threshold, default=None)
+    worst = asks.worst(verdicts)
     rule = f"{RULE}/{kind}"
     if worst is None:
         why = {Evidence.UNKNOWN: "the signals are unknown"}.get(ground, "no LS workload suffers through BE")
         return Move(kind, before.rung, after.rung, "", Reason(rule, why))
-    return Move(kind, before.rung, after.rung, worst.path, _because(rule, worst))
+    return Move(kind, before.rung, after.rung, worst.path, asks.because(rule, worst))
 
 
-def _because(rule: str, verdict: Verdict) -> Reason:
-    return Reason(
-        rule,
-        f"{verdict.path} waits through BE: {verdict.signal} {verdict.value:.1f}"
-        f" against {verdict.threshold:.1f} (verdict {verdict.id}); {verdict.text}",
-        verdict.evidence,
-        threshold=f"{verdict.threshold:.1f}",
-        margin=f"{verdict.value - verdict.threshold:+.1f}",
-    )
+def _tighten(
+    now: Snapshot,
+    before: dict[Kind, Tighten],
+    ladders: dict[Kind, Ladder],
+    grounds: dict[Kind, Evidence],
+    blamed: dict[Kind, list[Verdict]],
+) -> dict[Kind, Tighten]:
+    asked = {
+        kind: asks.tighten(blamed[kind], grounds[kind], now, before.get(kind))
+        for kind in (Kind.MEMORY, Kind.IO)
+        if ladders[kind].rung is not Rung.IDLE
+    }
+    return {kind: each for kind, each in asked.items() if each is not None}
 
 
-def _answer(now: Snapshot, state: State, verdicts: tuple[Verdict, ...]) -> Answer:
+def _answer(now: Snapshot, state: State) -> Answer:
     ladders = state.ladders
-    standing = {each.rung for each in ladders.values()}
-    mine = [verdict for verdict in verdicts if verdict.cause is Cause.BE]
     lift = kills.victim_root(state.kill)
     return Answer(
         squeeze=min((each.squeeze for each in ladders.values()), default=1.0),
-        avoid_cpus=_own_cpus(now, mine) if _at_least_cpuset(ladders) else (),
-        memory_tighten=_is_up(ladders, Kind.MEMORY),
-        io_tighten=_is_up(ladders, Kind.IO),
-        freeze=_frozen(now, ladders, lift) if Rung.FREEZE in standing else (),
+        avoid_cpus=state.apart,
+        memory_tighten=state.tighten.get(Kind.MEMORY),
+        io_tighten=state.tighten.get(Kind.IO),
+        freeze=_frozen(now, ladders, lift),
         lift=lift,
     )
-
-
-def _is_up(ladders: dict[Kind, Ladder], kind: Kind) -> bool:
-    return ladders.get(kind, Ladder()).rung is not Rung.IDLE
 
 
 def _at_least_cpuset(ladders: dict[Kind, Ladder]) -> bool:
@@ -247,49 +276,42 @@ def _at_least_cpuset(ladders: dict[Kind, Ladder]) -> bool:
     )
 
 
-def _own_cpus(now: Snapshot, verdicts: list[Verdict]) -> tuple[int, ...]:
-    """The CPUs that the victims are bound to; none where one may run anywhere: BE must run somewhere."""
-    online = set(now.host.cpus_online or ())
-    bound: set[int] = set()
-    for verdict in verdicts:
-        workload = now.workload(verdict.victim)
-        bound.update(_mask(workload) or online)
-    return tuple(sorted(bound)) if online - bound else ()
-
-
-def _mask(workload: Workload | None) -> tuple[int, ...]:
-    text = workload.setting("cpuset.cpus") if workload is not None else None
-    try:
-        return parse_cpulist(text, "cpuset.cpus") if text else ()
-    except Malformed:
-        return ()
-
-
 def _frozen(now: Snapshot, ladders: dict[Kind, Ladder], lift: CgroupId | None) -> tuple[CgroupId, ...]:
     """BE's least important level of priority, one more each time that was not enough.
 
-    Once frozen nobody does anything any more, so it is not asked again who the culprits are.
+    Once frozen nobody does anything any more, so it is not asked again who the culprits are. Who waits for
+    memory needs it from whoever holds most of it: of a level the biggest workload is frozen first.
     """
-    reach = max(each.reach for each in ladders.values() if each.rung is Rung.FREEZE)
+    reach = max((each.reach for kind, each in _freezing(ladders) if kind is not Kind.MEMORY), default=0)
     levels = sorted({workload.priority for workload in now.tier(Tier.BE)}, reverse=True)[:reach]
+    of_memory = max((each.reach for kind, each in _freezing(ladders) if kind is Kind.MEMORY), default=0)
+    holders = {workload.id for workload in sorted(now.tier(Tier.BE), key=_least_and_biggest)[:of_memory]}
     return tuple(
-        workload.id for workload in now.tier(Tier.BE) if workload.priority in levels and workload.id != lift
+        workload.id
+        for workload in now.tier(Tier.BE)
+        if (workload.priority in levels or workload.id in holders) and workload.id != lift
     )
+
+
+def _freezing(ladders: dict[Kind, Ladder]) -> list[tuple[Kind, Ladder]]:
+    return [(kind, each) for kind, each in ladders.items() if each.rung is Rung.FREEZE]
+
+
+def _least_and_biggest(workload: Workload) -> tuple[int, bool, int, str]:
+    """What is frozen stays so: it does not grow, and another may have become bigger meanwhile."""
+    thawed = workload.setting(CgroupFreeze.file) != "1"
+    return -workload.priority, thawed, -(workload.sample.memory_current or 0), workload.path
 
 
 def _freezes(
     config: Config, now: Snapshot, answer: Answer, verdicts: tuple[Verdict, ...]
 ) -> tuple[Desired, ...]:
-    worst = max(
-        (verdict for verdict in verdicts if verdict.cause is Cause.BE),
-        key=lambda verdict: verdict.value / verdict.threshold,
-        default=None,
-    )
+    worst = asks.worst([verdict for verdict in verdicts if verdict.cause is Cause.BE])
     lease = int(config.interference.freeze_lease) / 1e6
     text = f"frozen for {lease:g} s at most"
     reason = Reason(f"{RULE}/freeze", text)
     if worst is not None:
-        because = _because(f"{RULE}/freeze", worst)
+        because = asks.because(f"{RULE}/freeze", worst)
         reason = msgspec.structs.replace(
             because, text=f"{text}: {because.text}", clamp="interference.freeze_lease"
         )

@@ -10,6 +10,7 @@ from qosd.model import CgroupId, Feed, Probed, Snapshot, Tier
 from qosd.plan import Input
 
 _KINDS = {"runq": Kind.CPU, "reclaim": Kind.MEMORY, "blkio": Kind.IO}
+"""Not tcp_rtt: what makes a round trip long may be at its other end, so nobody here is accused of it."""
 
 
 def signals(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> tuple[Signal, ...]:
@@ -20,6 +21,8 @@ def _probed(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> 
     """Of too few waits nothing follows: such a tick counts as one in which nobody waited."""
     probed = {each.id: each for each in now.probed}
     for reading in readings:
+        if reading.signal not in _KINDS:
+            continue
         counts = reading.value is not None and reading.count >= min_evidence
         yield Signal(
             reading.victim,

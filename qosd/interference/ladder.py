@@ -71,11 +71,13 @@ class May(msgspec.Struct, frozen=True, gc=False):
     """What the outside allows this tick."""
 
     cpuset: bool = False
-    """The victim has CPUs of its own to keep BE off."""
+    """There are CPUs that BE can be kept off for the victim."""
     severe: bool = True
     """Freezing and killing; not on a signal without a baseline."""
     kill: bool = False
-    """All the rules for a kill hold: see `kills.allowed`."""
+    """All the rules for a kill hold: see `kills.choose`."""
+    urgent: bool = False
+    """Memory is nearly gone and LS stands still for it: no rung is stood on for its dwell."""
 
 
 def open_rungs(kind: Kind, answer: MaxAnswer, may: May) -> tuple[Rung, ...]:
@@ -101,7 +103,20 @@ def step(
     if ladder.unknown_ticks > config.release_ticks:
         return Ladder(rest_until=ladder.rest_until)
     rungs = open_rungs(kind, config.answer, may)
+    if may.urgent and evidence is Evidence.HOT and (hurried := _hurry(rungs, now_usec, ladder)) is not None:
+        return hurried
     return _squeeze(config, evidence, _move(config, rungs, evidence, now_usec, ladder))
+
+
+def _hurry(rungs: tuple[Rung, ...], now_usec: int, ladder: Ladder) -> Ladder | None:
+    """The next rung without the dwell, and from a freeze to a kill whose rules all hold; None: as usual.
+
+    A lease, a rest after one and a hold for flapping stay what they are.
+    """
+    following = _over(rungs, ladder.rung)
+    if following is None or now_usec < max(ladder.held_until, ladder.rest_until):
+        return None
+    return _to(ladder, following, now_usec)
 
 
 def _move(

@@ -82,6 +82,8 @@ class Hearing(msgspec.Struct, frozen=True, gc=False):
     signal: Signal
     blame: Blame
     path: str
+    urgent: bool = False
+    """One reading is enough: `memory.trouble` says the same of its own."""
 
 
 class Heard(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +137,7 @@ def _follow(config: Interference, hearing: Hearing, before: Watch, next_id: int)
     quiet_ticks = before.quiet_ticks + 1 if quiet else 0
     if before.verdict is not None:
         return Watch(hot_ticks, quiet_ticks, _renew(before.verdict, hearing, hot=hot))
-    if hot_ticks >= config.enter_ticks:
+    if hot_ticks >= (1 if hearing.urgent else config.enter_ticks):
         return Watch(hot_ticks, quiet_ticks, _verdict(hearing, next_id))
     return Watch(hot_ticks, quiet_ticks)
 

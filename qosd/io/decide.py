@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
 from qosd.io import latency, limits, weight
 from qosd.model import Snapshot
@@ -15,7 +16,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
 ) -> tuple[State, tuple[Desired, ...]]:
-    following, maxes = limits.decide(config, prev, now, state.limits)
+    """`asked` comes from the ladder of answers."""
+    following, maxes = limits.decide(config, prev, now, state.limits, asked)
     return State(following), (*weight.decide(config, now), *latency.decide(config, now), *maxes)

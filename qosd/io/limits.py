@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
 from qosd.errors import Malformed
 from qosd.files import line_of
@@ -46,18 +47,30 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     prev: Snapshot | None
     now: Snapshot
     waiting: Sufferer
+    asked: Tighten | None = None
+    """What the ladder of answers asks, which judges by the baseline of the one who waits."""
+
+    @property
+    def is_bad(self) -> bool:
+        by_law = self.limits.enforce and self.waiting.pct >= self.limits.pressure_high_pct
+        return by_law or (self.asked is not None and self.asked.hot)
+
+    @property
+    def is_good(self) -> bool:
+        by_law = not self.limits.enforce or self.waiting.pct <= self.limits.pressure_low_pct
+        return by_law and (self.asked is None or self.asked.quiet)
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
 ) -> tuple[State, tuple[Desired, ...]]:
     limits = config.io.limits
-    if not limits.enforce:
+    if not limits.enforce and asked is None:
         return State(), ()
-    waiting = sufferer(prev, now)
+    waiting = sufferer(prev, now, None if limits.enforce or asked is None else asked.victims)
     if waiting is None:
         return _hold(limits, now, state)
-    tick = Tick(limits, prev, now, waiting)
+    tick = Tick(limits, prev, now, waiting, asked)
     held = {key: after for key, after in _judged(tick, state) if after is not None}
     following = State(held)
     return following, tuple(_desired(tick, following))
@@ -103,13 +116,13 @@ def _next(tick: Tick, workload: Workload, held: Held | None, line: IoMax) -> Hel
     did = rates(tick.prev, tick.now, workload, line.device)
     if did is not None and held is not None:
         held = msgspec.structs.replace(held, peak=_grown(limits, held, did))
-    if tick.waiting.pct >= limits.pressure_high_pct:
-        if did is None or not _is_blamed(tick, line.device, did):
+    if tick.is_bad:
+        if did is None or not _is_named(tick, workload) or not _is_blamed(tick, line.device, did):
             return held
         before = held if held is not None else Held(1.0, did, line)
         share = max(before.share * (1 - limits.down_pct / 100), _least(limits, before.peak))
         return msgspec.structs.replace(before, share=share)
-    if held is None or tick.waiting.pct > limits.pressure_low_pct:
+    if held is None or not tick.is_good:
         return held
     share = held.share + limits.up_pct / 100
     return msgspec.structs.replace(held, share=share) if share < 1 else None
@@ -129,6 +142,11 @@ def _least(limits: IoLimits, peak: Rates) -> float:
     """The share at which every kind stands at its floor: less would only delay the way back."""
     pairs = zip(peak.values(), _floors(limits), strict=True)
     return min((floor / rate for rate, floor in pairs if rate > floor), default=1.0)
+
+
+def _is_named(tick: Tick, workload: Workload) -> bool:
+    """The law looks at everybody, the ladder has the culprits of its verdict."""
+    return tick.limits.enforce or tick.asked is None or workload.id in tick.asked.ids
 
 
 def _is_blamed(tick: Tick, device: str, did: Rates) -> bool:
@@ -179,10 +197,14 @@ def _desired(tick: Tick, state: State) -> Iterator[Desired]:
 def _reason(tick: Tick, held: Held, setting: IoMax) -> Reason:
     limits, waiting = tick.limits, tick.waiting
     at_floor = held.share <= _least(limits, held.peak)
-    return Reason(
-        RULE,
+    text = (
         f"BE keeps {held.share * 100:.0f} % of what it did at disk {setting.device}: "
-        f"{waiting.workload.name} waited for IO {waiting.pct:.1f} % of the last tick",
+        f"{waiting.workload.name} waited for IO {waiting.pct:.1f} % of the last tick"
+    )
+    asked = tick.asked
+    return Reason(
+        RULE if asked is None else f"{RULE}/ladder",
+        text if asked is None else f"{text}; {asked.reason.text}",
         (
             Input(f"io pressure of {waiting.workload.name}", round(waiting.pct, 2), "%"),
             *(
@@ -196,6 +218,8 @@ def _reason(tick: Tick, held: Held, setting: IoMax) -> Reason:
                 )
             ),
         ),
-        threshold=f"down from {limits.pressure_high_pct:g} %, up below {limits.pressure_low_pct:g} %",
+        threshold=f"down from {limits.pressure_high_pct:g} %, up below {limits.pressure_low_pct:g} %"
+        if limits.enforce or asked is None
+        else asked.reason.threshold,
         clamp="floor" if at_floor else None,
     )

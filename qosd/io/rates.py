@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from qosd.model import DiskIo, Snapshot, Tier, Workload
+from qosd.model import CgroupId, DiskIo, Snapshot, Tier, Workload
 from qosd.stalls import waited
 
 
@@ -46,10 +46,14 @@ def elapsed_usec(prev: Snapshot | None, now: Snapshot) -> int | None:
     return now.monotonic_usec - prev.monotonic_usec
 
 
-def sufferer(prev: Snapshot | None, now: Snapshot) -> Sufferer | None:
-    """None while no LS workload's io pressure is known."""
+def sufferer(
+    prev: Snapshot | None, now: Snapshot, among: frozenset[CgroupId] | None = None
+) -> Sufferer | None:
+    """None while no LS workload's io pressure is known; `among`: of these alone."""
     found: Sufferer | None = None
     for workload in now.tier(Tier.LS):
+        if among is not None and workload.id not in among:
+            continue
         pct = waited_pct(prev, now, workload)
         if pct is not None and (found is None or pct > found.pct):
             found = Sufferer(workload, pct)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class MachineLostError(Exception):
@@ -71,6 +71,22 @@ class Job:
         if check and done.returncode != 0:
             raise CommandError(f"{self._what}: status {done.returncode}", done)
         return done
+
+    def lines(self, timeout: float) -> Iterator[str]:
+        """Whole lines of standard output as they come, to its end or for `timeout` seconds of the host's."""
+        deadline = time.monotonic() + timeout
+        read = 0
+
+        def whole() -> str:
+            text = self.so_far.stdout
+            return text[read : text.rfind("\n") + 1]
+
+        while self._channel.wait_for(lambda: bool(whole()) or not self.running, deadline - time.monotonic()):
+            new = whole()
+            if not new:
+                return
+            read += len(new)
+            yield from new.removesuffix("\n").split("\n")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal the command's whole process group."""

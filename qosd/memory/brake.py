@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from qosd.memory import stall
+from qosd.memory import parts, stall
+from qosd.memory.parts import Known
 from qosd.memory.track import Track, hold
 from qosd.model import Snapshot, Tier, Workload
 from qosd.schema.memory import Reclaiming, WithoutSwappiness
 
 _MIB = 1 << 20
-_NOISE = 1 << 18  # bytes read again that are no verdict yet: 64 pages
 
 
 class Stop(msgspec.Struct, frozen=True, gc=False):
@@ -45,15 +45,18 @@ def check(
     track, swapped = _swapped(workload, track)
     if swapped and swappiness_key is False:
         return _held(reclaim, now, track, f"{_mib(swapped)} went to swap instead")
-    why = _refaults(reclaim, track) or _io(reclaim, prev, now, workload, track)
-    if why is not None:
-        return _held(reclaim, now, track, why)
     if not for_host and (why := _ls_waits(reclaim, prev, now)) is not None:
         # For a moment only: it is no fault of this workload. And a host that lacks memory must go on, for LS.
         return track, Stop(why, passing=True)
-    since_hold = now.monotonic_usec - track.held_until
-    settled = track.window_freed > 0 and track.holds > 0 and since_hold > reclaim.watch
-    return (msgspec.structs.replace(track, holds=0) if settled else track), None
+    return _parts(now, _io(reclaim, prev, now, workload, track))
+
+
+def _parts(now: Snapshot, track: Track) -> tuple[Track, Stop | None]:
+    """Held where everything that has something to give is."""
+    if (first := parts.held(track.parts, now)) is None:
+        return track, None
+    left = (first.held_until - now.monotonic_usec) // 1_000_000
+    return track, Stop(f"{first.why_held} (for {left} s more)")
 
 
 def _held(reclaim: Reclaiming, now: Snapshot, track: Track, why: str) -> tuple[Track, Stop]:
@@ -66,34 +69,30 @@ def _swapped(workload: Workload, track: Track) -> tuple[Track, int]:
     memory = workload.sample.memory
     current = memory.swap_current if memory is not None else None
     before, track = track.swap_current, msgspec.structs.replace(track, swap_current=current)
-    if before is None or current is None or track.window_freed == 0 or current - before < _MIB:
+    if before is None or current is None or track.freed == 0 or current - before < _MIB:
         return track, 0
     return track, current - before
 
 
-def _refaults(reclaim: Reclaiming, track: Track) -> str | None:
-    if track.window_refaulted < _NOISE:
-        return None
-    share = 100 * track.window_refaulted / track.window_freed if track.window_freed else 0.0
-    if share <= reclaim.refault_pct:
-        return None
-    return f"{share:.1f} % of what was freed was read again (refault_pct = {reclaim.refault_pct:g} %)"
-
-
-def _io(
-    reclaim: Reclaiming, prev: Snapshot | None, now: Snapshot, workload: Workload, track: Track
-) -> str | None:
-    """Pressure on io counts while the workload refaults: then it waits for what was taken from it.
+def _io(reclaim: Reclaiming, prev: Snapshot | None, now: Snapshot, workload: Workload, track: Track) -> Track:
+    """Pressure on io counts for those that read again: then they wait for what was taken from them.
 
     A job that streams through files waits for its disk all the time, whatever is reclaimed.
     """
-    recent = track.refaulted_usec > 0 and now.monotonic_usec - track.refaulted_usec <= reclaim.watch
     waited = stall.share(prev, now, workload.id, "io", full=False)
-    if not recent or track.window_refaulted == 0 or waited is None:
-        return None
-    if waited * 100 <= reclaim.io_pressure_pct:
-        return None
-    return f"it waited {waited * 100:.0f} % of the last tick for io, and reads again what was freed"
+    if waited is None or waited * 100 <= reclaim.io_pressure_pct:
+        return track
+    why = f"it waited {waited * 100:.0f} % of the last tick for io, and reads again what was freed"
+    held = {
+        cgroup_id: parts.hold(reclaim, now, each, why) if _reads_again(reclaim, now, each) else each
+        for cgroup_id, each in track.parts.items()
+    }
+    return msgspec.structs.replace(track, parts=held)
+
+
+def _reads_again(reclaim: Reclaiming, now: Snapshot, each: Known) -> bool:
+    free = now.monotonic_usec >= each.held_until
+    return free and each.window_refaulted > 0 and now.monotonic_usec - each.looked_usec <= reclaim.watch
 
 
 def _ls_waits(reclaim: Reclaiming, prev: Snapshot | None, now: Snapshot) -> str | None:

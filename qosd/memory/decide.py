@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
 from qosd.memory import limits, protection, reclaim
 from qosd.memory.reclaim import Reclaim
@@ -59,10 +60,13 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     view: MemoryView
 
 
-def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Decision]:
+def decide(
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
+) -> tuple[State, Decision]:
+    """`asked` comes from the ladder of answers."""
     protection_state, protected, protections = protection.decide(config, now, state.protection)
-    limits_state, limited = limits.decide(config, prev, now, state.limits)
-    reclaim_state, reclaims, standings = reclaim.decide(config, prev, now, state.reclaim)
+    limits_state, limited = limits.decide(config, prev, now, state.limits, asked)
+    reclaim_state, reclaims, standings = reclaim.decide(config, prev, now, state.reclaim, asked)
     by_protection = {each.cgroup_id: each for each in protections}
     by_limit = {each.cgroup_id: each.text for each in limited.standings}
     by_reclaim = {each.cgroup_id: each for each in standings}

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config
-from qosd.memory import baseline, stall
+from qosd.memory import baseline, stall, tighten
+from qosd.memory.held import swap_room, unreclaimable
 from qosd.model import CgroupId, MemoryHigh, Snapshot, Tier, Workload
 from qosd.plan import Desired, Input, Reason
 from qosd.schema.memory import Limit
@@ -22,7 +24,7 @@ RULE = "memory.limits"
 FILE = "memory.high"
 _ROUND = 1 << 20
 _MIB = 1 << 20
-_NEARLY_ALL = 0.9  # of its limit: such a workload would use more if it could
+_NEARLY_ALL = tighten.NEARLY_ALL
 
 
 class Track(msgspec.Struct, frozen=True, gc=False):
@@ -39,6 +41,8 @@ class State(msgspec.Struct, frozen=True, gc=False):
     """Bytes for BE together, None while it is not limited."""
     tracks: dict[CgroupId, Track] = {}
     unknown_ticks: int = 0
+    ceilings: tighten.Ceilings = {}
+    """What the ladder of answers has taken from single workloads, beside the law."""
 
 
 class Limited(msgspec.Struct, frozen=True, gc=False):
@@ -55,14 +59,24 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     standings: tuple[Limited, ...] = ()
 
 
-def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -> tuple[State, Result]:
-    workloads = [each for each in now.tier(Tier.BE) if each.setting(FILE) is not None]
-    if config.memory.limits.enforce is Limit.OFF or not workloads:
-        return State(), Result()
+def decide(
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
+) -> tuple[State, Result]:
+    by_law = config.memory.limits.enforce is not Limit.OFF
+    ceilings = tighten.ceilings(config, now, asked, state.ceilings)
+    there = [each for each in now.tier(Tier.BE) if each.setting(FILE) is not None]
+    workloads = [each for each in there if by_law or each.id in ceilings]
+    if not workloads:
+        return State(ceilings=ceilings), Result()
     tracks = {each.id: state.tracks.get(each.id, Track()) for each in workloads}
+    state = msgspec.structs.replace(state, tracks=tracks, ceilings=ceilings)
+    if not by_law:
+        none = dict.fromkeys(tracks, float("inf"))
+        tracks, desired, standings = _settled(config, (prev, now), (state, none), asked, "")
+        return State(None, tracks, ceilings=ceilings), Result(desired, standings=standings)
     wanted = allowance(config, now, workloads)
     if wanted is None:
-        return _hold(config, now, workloads, msgspec.structs.replace(state, tracks=tracks))
+        return _hold(config, now, workloads, state)
     total = float(now.host.mem_total or 0)
     allowed = _ramp(config, wanted, state.allowed, total, workloads)
     text = (
@@ -70,23 +84,42 @@ def decide(config: Config, prev: Snapshot | None, now: Snapshot, state: State) -
         f" beyond {100 - config.host.memory_target_pct:g} % of RAM"
     )
     shares = split(allowed, [_claim(each, tracks[each.id]) for each in workloads])
+    tracks, desired, standings = _settled(config, (prev, now), (state, shares), asked, text)
+    return State(allowed, tracks, ceilings=ceilings), Result(desired, round(allowed), text, standings)
+
+
+def _settled(
+    config: Config,
+    snapshots: tuple[Snapshot | None, Snapshot],
+    given: tuple[State, dict[CgroupId, float]],
+    asked: Tighten | None,
+    text: str,
+) -> tuple[dict[CgroupId, Track], tuple[Desired, ...], tuple[Limited, ...]]:
+    """Each workload's own limit: its share, or what the ladder has left it if that is less."""
+    prev, now = snapshots
+    state, shares = given
+    tracks = dict(state.tracks)
     desired: list[Desired] = []
     standings: list[Limited] = []
-    for workload in workloads:
-        tracks[workload.id], setting, said = _settle(
-            config, prev, now, workload, (tracks[workload.id], shares[workload.id])
-        )
+    for workload in now.tier(Tier.BE):
+        if workload.id not in tracks:
+            continue
+        ceiling = state.ceilings.get(workload.id)
+        share = shares[workload.id] if ceiling is None else min(shares[workload.id], ceiling)
+        tracks[workload.id], size, said = _settle(config, prev, now, workload, (tracks[workload.id], share))
         standings.append(Limited(workload.id, said))
-        if setting is not None:
-            desired.append(_desired(config, now, workload, setting, f"{said}; {text}"))
-    following = State(allowed, tracks)
-    return following, Result(tuple(desired), round(allowed), text, tuple(standings))
+        if size is not None and ceiling is not None and asked is not None and share == ceiling:
+            desired.append(tighten.desired(config, now, workload, size, asked))
+        elif size is not None:
+            desired.append(_desired(config, now, workload, size, f"{said}; {text}"))
+    return tracks, tuple(desired), tuple(standings)
 
 
 def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float | None:
     """Bytes BE may hold: what reclaim cannot take from it, and what is available beyond the reserve.
 
-    MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody.
+    MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody. It
+    counts LS's too, which is not BE's to take: with it in, all are scanned before BE meets its limit.
     """
     host = now.host
     if host.mem_total is None or host.mem_available is None:
@@ -96,32 +129,13 @@ def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float
         return None
     reserve = host.mem_total * (100 - config.host.memory_target_pct) / 100
     floor = host.mem_total * config.memory.limits.floor_pct / 100
-    return max(sum(each or 0 for each in kept) + host.mem_available - reserve, floor)
+    return max(sum(each or 0 for each in kept) + host.mem_available - _cache_of_ls(now) - reserve, floor)
 
 
-def unreclaimable(workload: Workload) -> int | None:
-    """Bytes that only swap, or the job itself, can give back: anon, shmem, and kernel memory in use."""
-    memory, current = workload.sample.memory, workload.sample.memory_current
-    if memory is None or memory.stat is None or current is None:
-        return None
-    return max(current - memory.stat.page_cache - memory.stat.slab_reclaimable, 0)
-
-
-def swap_room(now: Snapshot, workload: Workload) -> int:
-    """How much of the workload swap could still take: the host's free swap, within its memory.swap.max.
-
-    While swapoff runs, SwapFree counts what is still to come back from there (si_swapinfo() in
-    mm/swapfile.c); then the workload alone has more in swap than all of it is in use.
-    """
-    memory, host = workload.sample.memory, now.host
-    if host.swap_free is None or host.swap_total is None:
-        return 0
-    swapped = memory.swap_current if memory is not None else None
-    leaving = max((swapped or 0) - (host.swap_total - host.swap_free), 0)
-    room = max(host.swap_free - leaving, 0)
-    if memory is not None and isinstance(memory.swap_max, int):
-        room = min(room, max(memory.swap_max - (swapped or 0), 0))
-    return room
+def _cache_of_ls(now: Snapshot) -> int:
+    """What is not known counts as nothing: that tightens nobody."""
+    memories = [workload.sample.memory for workload in now.tier(Tier.LS)]
+    return sum(each.stat.page_cache for each in memories if each is not None and each.stat is not None)
 
 
 def _hold(config: Config, now: Snapshot, workloads: list[Workload], state: State) -> tuple[State, Result]:
@@ -199,9 +213,10 @@ def _size(config: Config, now: Snapshot, workload: Workload, track: Track, share
     last = track.wanted if now.is_ours(workload, FILE) else None
     before = float(last if last is not None else workload.sample.memory_current or 0)
     size = int(max(share, before - total * limits.down_pct / 100)) // _ROUND * _ROUND
-    if last is not None and abs(size - last) <= total * limits.deadband_pct / 100:
-        return last
-    return size
+    kept, room = unreclaimable(workload) or 0, swap_room(now, workload)
+    stands = last is not None and abs(size - last) <= total * limits.deadband_pct / 100
+    # A small change is not worth a write, unless the job has grown into what only swap could take.
+    return last if last is not None and stands and kept <= last * _NEARLY_ALL + room else size
 
 
 def _is_lifted(track: Track, now: Snapshot) -> bool:

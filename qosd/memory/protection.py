@@ -1,10 +1,12 @@
 """memory.low of LS from its observed working set: the page cache it uses outlives what BE streams through.
 
-The working set is what the cgroup holds less what nobody has touched twice (unmapped inactive_file). Where
-evicted pages come back (refaults) none of it is taken for cold, and what came back is added: a set that
-does not fit asks for more. Its largest value
-is kept and decays, so that a pause of LS does not give the set away. A cgroup is protected only as far as
-every ancestor is (effective_protection() in mm/page_counter.c). Pure.
+What must hold at every moment is use < memory.low. Above it the classic LRU takes in proportion to the
+excess, and the multi-generational one as if there were no protection (mem_cgroup_below_low() in shrink_one(),
+mm/vmscan.c). So room is left for what may come before the next tick; protection that is not used withholds
+nothing. Below it the multi-generational LRU only lets such a cgroup wait for its second turn, so there "auto"
+writes memory.min too while the host has memory to spare: that is never scanned.
+
+A cgroup is protected only as far as every ancestor is (effective_protection() in mm/page_counter.c). Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import msgspec
 
 from qosd.config import Config
 from qosd.memory import baseline
-from qosd.memsample import MemorySample
+from qosd.memory.workingset import Track, observe
 from qosd.model import CgroupId, MemoryLow, MemoryMin, Snapshot, Tier, Workload
 from qosd.plan import Desired, Input, Reason, amount
 from qosd.schema.memory import Protect
@@ -22,21 +24,13 @@ from qosd.split import Claim, split
 
 ROUND = 1 << 20
 _MIB = 1 << 20
-_NOISE = 1 << 18  # bytes read again that say nothing yet: 64 pages
-
-
-class Track(msgspec.Struct, frozen=True, gc=False):
-    """What is remembered of one LS workload."""
-
-    peak: float = 0.0
-    stat_usec: int | None = None
-    refaults: int | None = None
-    wanted: int | None = None
-    unknown_ticks: int = 0
+_BACK = 1.25  # of min_spare_pct: above it memory.min is used again
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
     tracks: dict[CgroupId, Track] = {}
+    short: bool = False
+    """The host fell below min_spare_pct and has not come back above it: no memory.min."""
 
 
 class Protected(msgspec.Struct, frozen=True, gc=False):
@@ -48,7 +42,7 @@ class Protected(msgspec.Struct, frozen=True, gc=False):
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The bytes to ask for, None for what stands without us, and the sentence that says why."""
+    """The bytes that should be kept, None where that is not for us to say, and the sentence that says why."""
 
     bytes: int | None
     text: str
@@ -56,20 +50,29 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 def file_of(section: Section) -> str | None:
-    return None if section.enforce is Protect.OFF else f"memory.{section.enforce.value}"
+    """The file whose value follows the working set; "auto" may write memory.min beside it."""
+    match section.enforce:
+        case Protect.OFF:
+            return None
+        case Protect.MIN:
+            return "memory.min"
+        case Protect.LOW | Protect.AUTO:
+            return "memory.low"
 
 
 def decide(
     config: Config, now: Snapshot, state: State
 ) -> tuple[State, tuple[Desired, ...], tuple[Protected, ...]]:
-    file = file_of(config.memory.protection)
+    section = config.memory.protection
+    file = file_of(section)
     if file is None:
         return State(), (), ()
-    tracks: dict[CgroupId, Track] = {}
-    for workload in now.tier(Tier.LS):
-        if workload.setting(file) is not None:
-            known = state.tracks.get(workload.id, Track())
-            tracks[workload.id] = _observe(config, now, workload, known)
+    tracks = {
+        workload.id: observe(int(section.half_life), now, workload, state.tracks.get(workload.id, Track()))
+        for workload in now.tier(Tier.LS)
+        if workload.setting(file) is not None
+    }
+    short = _short(section, now, tracks, was_short=state.short)
     sizes = _sizes(config, now, tracks)
     desired: list[Desired] = []
     standings: list[Protected] = []
@@ -77,71 +80,79 @@ def decide(
         if workload.id not in tracks:
             continue
         track = tracks[workload.id]
-        size, clamp = sizes.get(workload.id, (None, None))
-        verdict = _settle(config, workload, track, (size, clamp), baseline.of_others(now, workload, file))
+        verdict = _settle(config, workload, track, sizes.get(workload.id, (None, None)))
+        tracks[workload.id] = track = msgspec.structs.replace(track, wanted=verdict.bytes)
+        files = [file, *(["memory.min"] if _never_scanned(section, now, workload, short=short) else [])]
+        files = [each for each in files if _adds(now, workload, each, verdict.bytes)]
+        desired += [_desired(config, now, workload, track, (verdict, each)) for each in files]
         peak = round(track.peak) if track.stat_usec is not None else None
-        standings.append(Protected(workload.id, peak, verdict.text))
-        tracks[workload.id] = msgspec.structs.replace(track, wanted=verdict.bytes)
-        if verdict.bytes is not None:
-            desired.append(_desired(config, now, workload, track, verdict))
-    return State(tracks), tuple(desired), tuple(standings)
+        standings.append(Protected(workload.id, peak, _said(verdict, files)))
+    return State(tracks, short), tuple(desired), tuple(standings)
 
 
-def working_set(workload: Workload, refaulted: int) -> int | None:
-    """Bytes the workload is using: all it holds but cold page cache, and what it had to read again."""
-    memory, current = workload.sample.memory, workload.sample.memory_current
-    if memory is None or memory.stat is None or current is None:
-        return None
-    if refaulted >= _NOISE:
-        # The kernel moves used pages to the inactive list, too, to see whether they are used again.
-        return current + refaulted
-    cold = max(memory.stat.inactive_file - memory.stat.file_mapped, 0)
-    return max(current - cold, 0)
+def _adds(now: Snapshot, workload: Workload, file: str, size: int | None) -> bool:
+    """Whether it is more than what stands in the file without us."""
+    return size is not None and size > (baseline.of_others(now, workload, file) or 0)
 
 
-def _observe(config: Config, now: Snapshot, workload: Workload, track: Track) -> Track:
+def _said(verdict: Verdict, files: list[str]) -> str:
+    if verdict.bytes is None:
+        return verdict.text
+    if not files:
+        return f"{verdict.text}: what is set without qosd protects as much already"
+    return f"{verdict.text}, with {' and '.join(files)}"
+
+
+def _never_scanned(section: Section, now: Snapshot, workload: Workload, *, short: bool) -> bool:
+    """Whether memory.min is written beside memory.low: where memory.low does not hold, and min does no harm.
+
+    Below an ancestor it would count only as far as that has a memory.min of its own.
+    """
     memory = workload.sample.memory
-    if memory is None or memory.stat is None or memory.stat_usec is None:
-        return msgspec.structs.replace(track, unknown_ticks=track.unknown_ticks + 1)
-    if memory.stat_usec == track.stat_usec:
-        return msgspec.structs.replace(track, unknown_ticks=0)
-    refaulted = _refaulted(track, memory, now.host.page_bytes)
-    need = working_set(workload, refaulted)
-    if need is None:
-        return msgspec.structs.replace(track, unknown_ticks=track.unknown_ticks + 1)
-    elapsed = memory.stat_usec - track.stat_usec if track.stat_usec is not None else 0
-    faded = track.peak * 0.5 ** (max(elapsed, 0) / config.memory.protection.half_life)
-    return msgspec.structs.replace(
-        track,
-        peak=max(float(need), faded),
-        stat_usec=memory.stat_usec,
-        refaults=memory.stat.workingset_refault_file,
-        unknown_ticks=0,
+    return (
+        section.enforce is Protect.AUTO
+        and now.host.lru_gen is True
+        and not short
+        and workload.setting("memory.min") is not None
+        and memory is not None
+        and memory.ceiling_path is None
     )
 
 
-def _refaulted(track: Track, memory: MemorySample, page_bytes: int) -> int:
-    after = memory.stat.workingset_refault_file if memory.stat is not None else None
-    if track.refaults is None or after is None:
-        return 0
-    return max(after - track.refaults, 0) * page_bytes
+def _short(section: Section, now: Snapshot, tracks: dict[CgroupId, Track], *, was_short: bool) -> bool:
+    """Whether the host may soon need what LS keeps: MemAvailable counts LS's page cache as there to take.
+
+    memory.min withholds it even if the OOM killer has to run, so it goes well before that.
+    """
+    total, available = now.host.mem_total, now.host.mem_available
+    if total is None or available is None:
+        return True
+    spare = available - sum(track.cache for track in tracks.values())
+    return spare < total * section.min_spare_pct / 100 * (_BACK if was_short else 1)
 
 
 def _sizes(
     config: Config, now: Snapshot, tracks: dict[CgroupId, Track]
 ) -> dict[CgroupId, tuple[float, str | None]]:
     """What each may have: all it asks for, unless the sum is more than LS may keep from the others."""
-    section = config.memory.protection
-    asked = {
-        cgroup_id: track.peak * (1 + section.margin_pct / 100)
+    section, total = config.memory.protection, now.host.mem_total
+    known = {
+        cgroup_id: track
         for cgroup_id, track in tracks.items()
         if track.stat_usec is not None and track.unknown_ticks <= config.memory.release_ticks
     }
-    if now.host.mem_total is None:
+    if total is None:
         return {}
-    most = now.host.mem_total * section.max_pct / 100
-    if sum(asked.values()) <= most:
-        return {cgroup_id: (size, None) for cgroup_id, size in asked.items()}
+    most, room = total * section.max_pct / 100, total * section.room_pct / 100
+    margin = {cgroup_id: track.peak * section.margin_pct / 100 for cgroup_id, track in known.items()}
+    full = {
+        cgroup_id: track.peak + track.grown + max(margin[cgroup_id], room)
+        for cgroup_id, track in known.items()
+    }
+    asked = {cgroup_id: track.peak + margin[cgroup_id] for cgroup_id, track in known.items()}
+    for wanted in (full, asked):
+        if sum(wanted.values()) <= most:
+            return {cgroup_id: (size, None) for cgroup_id, size in wanted.items()}
     claims = [
         Claim(workload.id, workload.priority, asked[workload.id], asked[workload.id])
         for workload in now.tier(Tier.LS)
@@ -152,11 +163,7 @@ def _sizes(
 
 
 def _settle(
-    config: Config,
-    workload: Workload,
-    track: Track,
-    share: tuple[float | None, str | None],
-    others: float | None,
+    config: Config, workload: Workload, track: Track, share: tuple[float | None, str | None]
 ) -> Verdict:
     size, clamp = share
     if size is None:
@@ -177,13 +184,14 @@ def _settle(
     last, deadband = track.wanted, config.memory.protection.deadband_pct / 100
     if last is not None and abs(wanted - last) <= deadband * last and (clamp is None or last < wanted):
         wanted = last
-    if wanted <= (others or 0):
-        return Verdict(None, f"{_mib(track.peak)} in use: what is set without qosd protects as much already")
     text = f"keeps {_mib(wanted)} from reclaim: {_mib(track.peak)} in use and a margin"
     return Verdict(wanted, text + (f", {clamp}" if clamp else ""), clamp)
 
 
-def _desired(config: Config, now: Snapshot, workload: Workload, track: Track, verdict: Verdict) -> Desired:
+def _desired(
+    config: Config, now: Snapshot, workload: Workload, track: Track, wanted: tuple[Verdict, str]
+) -> Desired:
+    verdict, file = wanted
     size = verdict.bytes or 0
     section = config.memory.protection
     memory = workload.sample.memory
@@ -195,13 +203,13 @@ def _desired(config: Config, now: Snapshot, workload: Workload, track: Track, ve
     if memory is not None and memory.stat is not None:
         inputs.append(Input("inactive_file", round(memory.stat.inactive_file / _MIB, 1), "MiB", age_ms))
     reason = Reason(
-        f"memory.protection/{section.enforce.value}",
+        f"memory.protection/{file.removeprefix('memory.')}",
         verdict.text,
         tuple(inputs),
         threshold=f"memory.protection.margin_pct = {section.margin_pct:g} %",
         clamp=verdict.clamp,
     )
-    setting = MemoryMin(size) if section.enforce is Protect.MIN else MemoryLow(size)
+    setting = MemoryMin(size) if file == MemoryMin.file else MemoryLow(size)
     return Desired(workload.id, workload.path, workload.tier, setting, reason)
 
 

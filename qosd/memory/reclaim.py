@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import msgspec
 
+from qosd.ask import Tighten
 from qosd.config import Config, WorkloadRule
-from qosd.memory import brake
+from qosd.memory import brake, parts
+from qosd.memory.parts import WORTH, Demand, Target
 from qosd.memory.track import Track, follow
 from qosd.model import CgroupId, Snapshot, Tier, Workload
 from qosd.plan import Input, Reason
 from qosd.schema.memory import Reclaiming, WithoutSwappiness
 
 _MIB = 1 << 20
-_WORTH = 1 << 20  # bytes: less is not worth a system call that walks the LRU lists
+_STALE = 3_000_000  # what was seen longer ago is looked at again before anything is asked
 _LOW_SHARE = 0.75  # of page_cache_high, where page_cache_low is not given
 _HIGH_SHARE = 1.25  # of the low host watermark, where the high one is not given
 
 
 class Reclaim(msgspec.Struct, frozen=True, gc=False):
-    """Bytes to take from one cgroup now; the kernel may take less (EAGAIN), which is normal."""
+    """Bytes to take from a workload now; the kernel may take less (EAGAIN), which is normal."""
 
     cgroup_id: CgroupId
     path: str
@@ -32,6 +34,8 @@ class Reclaim(msgspec.Struct, frozen=True, gc=False):
     swappiness: int | None
     """0: page cache only. None: the key is left out, where the kernel has none or there is no swap."""
     reason: Reason
+    targets: tuple[Target, ...] = ()
+    """Which of its cgroups; none: look which there are, and ask nothing."""
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -62,13 +66,16 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     bytes: int
     text: str
     for_host: bool
+    hurry: bool = False
+    """The host or LS lacks memory, whatever else is the reason."""
+    for_ladder: bool = False
 
 
 def decide(
-    config: Config, prev: Snapshot | None, now: Snapshot, state: State
+    config: Config, prev: Snapshot | None, now: Snapshot, state: State, asked: Tighten | None = None
 ) -> tuple[State, tuple[Reclaim, ...], tuple[Standing, ...]]:
     reclaim = config.memory.reclaim
-    if not _is_asked_for(config):
+    if not _is_asked_for(config) and asked is None:
         return State(swappiness_key=state.swappiness_key), (), ()
     state = _after_results(config, now, state)
     missing = _shortage(reclaim, now, was_short=state.short)
@@ -80,20 +87,20 @@ def decide(
     for workload in _in_order(now):
         track = tracks[workload.id]
         rule = rules.get(workload.name)
-        want = _want(rule, workload, track, missing)
+        want = _want(rule, workload, track, missing) or _for_ladder(rule, workload, track, asked)
         track = msgspec.structs.replace(track, active=want is not None and not want.for_host)
         if want is None:
             tracks[workload.id] = track
             standings.append(Standing(workload.id, *_idle(rule, track)))
             continue
-        asked, track, standing = _judge(config, prev, now, workload, (state, track, want, budget))
+        chosen, track, standing = _judge(config, prev, now, workload, (state, track, want, budget))
         standings.append(standing)
         tracks[workload.id] = track
-        if asked is None:
+        if chosen is None:
             continue
-        budget -= asked.bytes
-        missing = max(missing - asked.bytes, 0)
-        reclaims.append(asked)
+        budget -= chosen.bytes
+        missing = max(missing - chosen.bytes, 0)
+        reclaims.append(chosen)
         tracks[workload.id] = msgspec.structs.replace(track, in_flight=True)
     short = missing > 0 or any(each.reason.rule.endswith("/host") for each in reclaims)
     following = State(tracks, state.swappiness_key, short)
@@ -121,7 +128,7 @@ def _after_results(config: Config, now: Snapshot, state: State) -> State:
             config.memory.reclaim,
             now,
             workload,
-            state.tracks.get(workload.id, Track(pace=int(config.memory.reclaim.chunk))),
+            state.tracks.get(workload.id, Track()),
             results.get(workload.id),
         )
         for workload in now.workloads
@@ -166,16 +173,32 @@ def _want(rule: WorkloadRule | None, workload: Workload, track: Track, missing: 
         return None
     marks = watermarks(rule)
     # What is not worth asking for is no reason to go on: it would stay above the low watermark for ever.
-    if marks is not None and stat.page_cache > (marks.low + _WORTH if track.active else marks.high):
+    if marks is not None and stat.page_cache > (marks.low + WORTH if track.active else marks.high):
+        hurry = missing > 0 and workload.tier is Tier.BE
+        above = stat.page_cache - marks.low
         return Want(
-            stat.page_cache - marks.low,
+            min(above, missing) if hurry else above,
             f"{_mib(stat.page_cache)} of page cache, to go down to page_cache_low = {_mib(marks.low)}",
             for_host=False,
+            hurry=hurry,
         )
     if missing > 0 and workload.tier is Tier.BE and stat.page_cache > 0:
         text = f"{_mib(stat.page_cache)} of page cache while the host lacks {_mib(missing)} to its watermark"
-        return Want(min(stat.page_cache, missing), text, for_host=True)
+        return Want(min(stat.page_cache, missing), text, for_host=True, hurry=True)
     return None
+
+
+def _for_ladder(
+    rule: WorkloadRule | None, workload: Workload, track: Track, asked: Tighten | None
+) -> Want | None:
+    """What the ladder of answers asks: page cache of a workload through which LS waits for memory."""
+    stat = track.stat
+    if rule is None or not rule.page_cache_reclaim or stat is None or asked is None:
+        return None
+    if not asked.hot or workload.id not in asked.ids or stat.page_cache == 0:
+        return None
+    text = f"{_mib(stat.page_cache)} of page cache while {asked.reason.text}"
+    return Want(stat.page_cache, text, for_host=True, hurry=True, for_ladder=True)
 
 
 def _judge(
@@ -195,18 +218,22 @@ def _judge(
     if stop is not None:
         phase = "reclaiming" if stop.passing else "held"
         return None, track, Standing(workload.id, phase, f"{want.text}; held: {stop.why}")
-    clean = _clean(track)
-    size = min(want.bytes, clean, _pace(config, now, state, track), budget)
-    if clean < _WORTH:
+    clean = parts.clean(track.stat) if track.stat is not None else 0
+    stale = track.looked_usec is None or now.monotonic_usec - track.looked_usec > _STALE
+    if clean < WORTH or (not stale and all(each.clean < WORTH for each in track.parts.values())):
         return None, track, Standing(workload.id, "nothing", f"{want.text}; none of it is clean and unmapped")
-    if size < _WORTH:
+    demand = Demand(min(want.bytes, clean, budget), _step(config, now, state), want.hurry)
+    targets = parts.choose(config.memory.reclaim, track.parts, now, demand)
+    if not targets and not stale:
         return None, track, Standing(workload.id, "reclaiming", f"{want.text}; more of it in the next tick")
     swappiness = None if state.swappiness_key is False else 0
-    reclaim = Reclaim(workload.id, workload.path, size, swappiness, _reason(track, want, clean))
+    targets = () if stale else targets
+    size = sum(target.bytes for target in targets)
+    reclaim = Reclaim(workload.id, workload.path, size, swappiness, _reason(track, want), targets)
     return reclaim, track, Standing(workload.id, "reclaiming", want.text)
 
 
-def _pace(config: Config, now: Snapshot, state: State, track: Track) -> int:
+def _step(config: Config, now: Snapshot, state: State) -> int | None:
     """On a kernel that cannot be told to leave anon alone: small steps, so that swapping is seen early."""
     reclaim = config.memory.reclaim
     if (
@@ -214,17 +241,8 @@ def _pace(config: Config, now: Snapshot, state: State, track: Track) -> int:
         and brake.has_swap(now)
         and reclaim.without_swappiness is WithoutSwappiness.CAUTIOUS
     ):
-        return min(int(reclaim.chunk) // 4, track.pace)
-    return track.pace
-
-
-def _clean(track: Track) -> int:
-    """Cache that can go without a write to the disk and without taking a mapped page from somebody."""
-    stat = track.stat
-    if stat is None:
-        return 0
-    mapped = max(stat.file_mapped - stat.shmem, 0)
-    return max(stat.page_cache - stat.file_dirty - stat.file_writeback - mapped, 0)
+        return int(reclaim.chunk) // 4
+    return None
 
 
 def _idle(rule: WorkloadRule | None, track: Track) -> tuple[str, str]:
@@ -238,8 +256,9 @@ def _idle(rule: WorkloadRule | None, track: Track) -> tuple[str, str]:
     return "below", f"{_mib(track.stat.page_cache)} of page cache, below page_cache_high = {_mib(marks.high)}"
 
 
-def _reason(track: Track, want: Want, clean: int) -> Reason:
-    rule = "host" if want.for_host else "watermark"
+def _reason(track: Track, want: Want) -> Reason:
+    clean = parts.clean(track.stat) if track.stat is not None else 0
+    rule = "ladder" if want.for_ladder else "host" if want.for_host else "watermark"
     inputs = [
         Input("page cache", round((track.stat.page_cache if track.stat else 0) / _MIB, 1), "MiB"),
         Input("clean and unmapped", round(clean / _MIB, 1), "MiB"),

@@ -8,17 +8,29 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from qosd.cgroupfs import parse_memory_stat
-from qosd.errors import CgroupGone, Malformed
+import msgspec
+
+from qosd.errors import CgroupGone
+from qosd.memory.look import look, read_stat
+from qosd.memory.parts import Target
 from qosd.memory.reclaim import Reclaim
-from qosd.memsample import MemoryStat, Reclaimed
+from qosd.memsample import MemoryStat, Part, Reclaimed
 from qosd.model import CgroupId
 from qosd.schema.memory import Reclaiming
-from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
+from qosd.sys import Sys, open_same_cgroup, write_interface
 from qosd.worker import Worker
 
 FILE = "memory.reclaim"
 _GONE = frozenset({errno.ENODEV, errno.ENOENT})
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What came of a request to one cgroup."""
+
+    result: str
+    asked: int = 0
+    freed: int = 0
+    error: str | None = None
 
 
 class Reclaimer:
@@ -67,36 +79,51 @@ class Reclaimer:
         except OSError as error:
             return Reclaimed(reclaim.cgroup_id, "failed", error=error.strerror)
         try:
-            before = self._stat(dir_fd)
-            result, asked, error_text = self._ask(dir_fd, reclaim, begun_usec)
-            after, stat_usec = self._stat(dir_fd), self._now_usec()
+            asked = {target.id: self._take(target, reclaim, begun_usec) for target in reclaim.targets}
+            stat = read_stat(self._sys, dir_fd)
+            seen = look(self._sys, dir_fd, reclaim.path, reclaim.cgroup_id)
+            stat_usec = self._now_usec()
         finally:
             self._sys.close(dir_fd)
         return Reclaimed(
             CgroupId(reclaim.cgroup_id),
-            result,
-            asked,
-            self._freed(before, after),
+            _overall([outcome.result for outcome in asked.values()]),
+            sum(outcome.asked for outcome in asked.values()),
+            sum(outcome.freed for outcome in asked.values()),
             stat_usec - begun_usec,
-            after,
-            stat_usec if after is not None else None,
-            error_text,
+            stat,
+            stat_usec if stat is not None else None,
+            parts=tuple(_with(part, asked.get(part.id)) for part in seen),
         )
 
-    def _ask(self, dir_fd: int, reclaim: Reclaim, begun_usec: int) -> tuple[str, int, str | None]:
+    def _take(self, target: Target, reclaim: Reclaim, begun_usec: int) -> Outcome:
+        try:
+            dir_fd = open_same_cgroup(self._sys, self._root_fd, target.path, target.id)
+        except CgroupGone:
+            return Outcome("gone", error="the cgroup was removed")
+        except OSError as error:
+            return Outcome("failed", error=error.strerror)
+        try:
+            before = read_stat(self._sys, dir_fd)
+            result, asked, error_text = self._ask(dir_fd, reclaim, target.bytes, begun_usec)
+            return Outcome(result, asked, self._freed(before, read_stat(self._sys, dir_fd)), error_text)
+        finally:
+            self._sys.close(dir_fd)
+
+    def _ask(self, dir_fd: int, reclaim: Reclaim, size: int, begun_usec: int) -> tuple[str, int, str | None]:
         """The result, how many bytes were asked for, and what the kernel said of it."""
         key = "" if reclaim.swappiness is None else f" swappiness={reclaim.swappiness}"
         asked = 0
-        while asked < reclaim.bytes and not self.worker.closed:
-            if asked and self._now_usec() - begun_usec >= self.section.slice:
+        while asked < size and not self.worker.closed:
+            if self._now_usec() - begun_usec >= self.section.slice:
                 break
-            size = min(int(self.section.chunk), reclaim.bytes - asked)
+            chunk = min(int(self.section.chunk), size - asked)
             try:
-                write_interface(self._sys, dir_fd, FILE, f"{size}{key}")
+                write_interface(self._sys, dir_fd, FILE, f"{chunk}{key}")
             except OSError as error:
-                return self._refusal(error, key, asked, size)
-            asked += size
-        return "done", asked, None
+                return self._refusal(error, key, asked, chunk)
+            asked += chunk
+        return "done" if asked else "not-run", asked, None
 
     def _refusal(self, error: OSError, key: str, asked: int, size: int) -> tuple[str, int, str | None]:
         if error.errno in (errno.EAGAIN, errno.EINTR):
@@ -107,12 +134,6 @@ class Reclaimer:
             return "absent", asked, f"this cgroup has no {FILE}"
         return "failed", asked, error.strerror or str(error)
 
-    def _stat(self, dir_fd: int) -> MemoryStat | None:
-        try:
-            return parse_memory_stat(read_interface(self._sys, dir_fd, "memory.stat"))
-        except (OSError, Malformed):
-            return None
-
     def _freed(self, before: MemoryStat | None, after: MemoryStat | None) -> int:
         """Bytes that reclaim took meanwhile: pgsteal, whoever called for it."""
         if before is None or after is None or before.pgsteal is None or after.pgsteal is None:
@@ -121,3 +142,19 @@ class Reclaimer:
 
     def _now_usec(self) -> int:
         return self._sys.monotonic_ns() // 1000
+
+
+def _overall(results: list[str]) -> str:
+    """Of a workload: one that could be asked counts for all; the rest is told by the parts."""
+    for result in ("no-swappiness", "done", "short"):
+        if result in results:
+            return result
+    return "looked"
+
+
+def _with(part: Part, outcome: Outcome | None) -> Part:
+    if outcome is None:
+        return part
+    return msgspec.structs.replace(
+        part, result=outcome.result, asked=outcome.asked, freed=outcome.freed, error=outcome.error
+    )

@@ -9,7 +9,9 @@ from msgspec import Meta
 
 from qosd.schema.units import Duration, Percent, Section, within
 
-Probe = Literal["runq", "reclaim", "blkio"]
+Probe = Literal["runq", "reclaim", "blkio", "tcp", "cpi"]
+AUTO: tuple[Probe, ...] = ("runq", "reclaim", "blkio")
+"""Not tcp, which is called for every packet, nor cpi, which wants many fds: no verdict hears them."""
 
 
 class Loader(enum.StrEnum):
@@ -34,6 +36,8 @@ class Baseline(Section, frozen=True):
     reclaim_cold: Duration = Duration(10_000)
     blkio_floor: Duration = Duration(5_000)
     blkio_cold: Duration = Duration(50_000)
+    tcp_rtt_floor: Duration = Duration(2_000)
+    tcp_rtt_cold: Duration = Duration(1_000_000)
 
 
 class Ebpf(Section, frozen=True):
@@ -70,4 +74,6 @@ def check(ebpf: Ebpf) -> str | None:
     return next((why for why in wrong if why is not None), None)
 
 
-_LIMITS = ("runq_floor", "runq_cold", "reclaim_floor", "reclaim_cold", "blkio_floor", "blkio_cold")
+_LIMITS = tuple(
+    f"{signal}_{limit}" for signal in ("runq", "reclaim", "blkio", "tcp_rtt") for limit in ("floor", "cold")
+)

@@ -15,6 +15,7 @@ _MIB = 1 << 20
 
 
 class Protect(enum.StrEnum):
+    AUTO = "auto"
     LOW = "low"
     MIN = "min"
     OFF = "off"
@@ -31,11 +32,13 @@ class WithoutSwappiness(enum.StrEnum):
 
 
 class Protection(Section, frozen=True):
-    enforce: Protect = Protect.LOW
+    enforce: Protect = Protect.AUTO
     margin_pct: Percent = 20.0
+    room_pct: Percent = 5.0
     half_life: Duration = Duration(600_000_000)
     max_pct: Share = 50.0
     deadband_pct: Annotated[float, Meta(ge=0, le=50)] = 10.0
+    min_spare_pct: Share = 10.0
 
 
 class Limits(Section, frozen=True):
@@ -60,6 +63,8 @@ class Reclaiming(Section, frozen=True):
     free_low_pct: Share | None = None
     free_high_pct: Share | None = None
     without_swappiness: WithoutSwappiness = WithoutSwappiness.SKIP
+    probe: ByteSize = ByteSize(_MIB)
+    settle: Duration = Duration(5_000_000)
     refault_pct: Percent = 1.0
     io_pressure_pct: Percent = 5.0
     ls_pressure_pct: Percent = 0.1
@@ -71,6 +76,7 @@ class Reclaiming(Section, frozen=True):
 class Trouble(Section, frozen=True):
     available_pct: Share = 5.0
     ls_full_pct: Share = 10.0
+    wake_pct: Share = 20.0
 
 
 class Memory(Section, frozen=True):
@@ -118,6 +124,8 @@ def _reclaim(reclaim: Reclaiming) -> str | None:
         or within(f"{key}.rate", reclaim.rate, reclaim.chunk, 1 << 40, "one chunk to 1TiB (a second)")
         or within(f"{key}.slice", reclaim.slice, 10_000, 5_000_000, "10ms to 5s")
         or within(f"{key}.deadline", reclaim.deadline, 1_000_000, 600_000_000, "1s to 10min")
+        or within(f"{key}.probe", reclaim.probe, _MIB, reclaim.chunk, "1MiB to one chunk")
+        or within(f"{key}.settle", reclaim.settle, 1_000_000, 3_600_000_000, "1s to 1h")
         or within(f"{key}.watch", reclaim.watch, 1_000_000, 3_600_000_000, "1s to 1h")
         or within(f"{key}.hold", reclaim.hold, 1_000_000, 3_600_000_000, "1s to 1h")
         or within(f"{key}.hold_max", reclaim.hold_max, reclaim.hold, 86_400_000_000, "hold to 24h")

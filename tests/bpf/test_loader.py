@@ -61,7 +61,7 @@ def test_a_refused_program_costs_its_own_probe_only_and_the_verifier_is_quoted(
     library: Library, compiled: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Without the check the pointer may be NULL: the verifier says so, and libbpf's own output is caught."""
-    elf = compiled({"	if (!here)\n		return 0;\n	if (prev": "	if (prev"})
+    elf = compiled({"	if (!here)\n		return 0;\n	began": "	began"})
     tracing = Tracing.open(library, {}, elf=elf)
     try:
         error = tracing.absent["runq"]
@@ -85,7 +85,7 @@ def test_a_probe_without_its_tracepoint_is_absent_and_says_which(library: Librar
     try:
         assert isinstance(tracing.absent["blkio"], HookMissingError)
         assert str(tracing.absent["blkio"]) == "blkio: this kernel has no no_such_tracepoint"
-        assert set(tracing.run_time()) == {"runq", "reclaim"}
+        assert set(tracing.run_time()) == {"runq", "reclaim", "tcp"}
     finally:
         tracing.close()
 
@@ -97,6 +97,20 @@ def test_a_dispensable_tracepoint_costs_nothing_but_itself(library: Library, com
     try:
         assert tracing.absent == {}
         assert set(tracing.run_time()) == set(ALL)
+    finally:
+        tracing.close()
+
+
+def test_a_kernel_that_keeps_no_times_of_waits_costs_the_run_queue_probe_alone(
+    library: Library, compiled: Any
+) -> None:
+    """Without CONFIG_SCHED_INFO struct sched_info has no members."""
+    elf = compiled({"last_queued": "not_there"})
+    tracing = Tracing.open(library, {}, elf=elf)
+    try:
+        assert set(tracing.absent) == {"runq"}
+        assert "sched_info.not_there" in str(tracing.absent["runq"])
+        assert set(tracing.run_time()) == {"reclaim", "blkio", "tcp"}
     finally:
         tracing.close()
 
@@ -115,7 +129,7 @@ def test_garbage_is_refused_with_a_sentence(library: Library) -> None:
 def test_closing_leaves_no_program_and_no_link(library: Library) -> None:
     tracing = Tracing.open(library, {})
     our_programs, our_links = held(os.getpid(), "prog_id"), held(os.getpid(), "link_id")
-    assert (len(our_programs), len(our_links)) == (8, 8)
+    assert (len(our_programs), len(our_links)) == (9, 9)
     tracing.close()
     wait_until_gone(our_links, BPF_LINK_GET_NEXT_ID)
     wait_until_gone(our_programs, BPF_PROG_GET_NEXT_ID)
@@ -131,7 +145,7 @@ def test_after_sigkill_no_program_and_no_link_remains() -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         our_programs, our_links = held(child.pid, "prog_id"), held(child.pid, "link_id")
-        assert (len(our_programs), len(our_links)) == (8, 8)
+        assert (len(our_programs), len(our_links)) == (9, 9)
         child.send_signal(signal.SIGKILL)
     wait_until_gone(our_links, BPF_LINK_GET_NEXT_ID)
     wait_until_gone(our_programs, BPF_PROG_GET_NEXT_ID)
@@ -176,7 +190,7 @@ def test_a_detached_probe_is_off_its_hooks_and_the_others_go_on(library: Library
     try:
         before = held(os.getpid(), "link_id")
         tracing.detach("runq", NotPermittedError("runq: too dear"))
-        assert len(before) - len(held(os.getpid(), "link_id")) == 3
+        assert len(before) - len(held(os.getpid(), "link_id")) == 2
         assert str(tracing.absent["runq"]) == "runq: too dear"
         assert tracing.read().runq is None
         assert tracing.read().blkio is not None
@@ -190,4 +204,4 @@ def test_the_objects_carry_a_licence_that_the_kernel_takes_and_no_debug_sections
         assert b"GPL v2\0" in elf
         assert b".debug_info" not in elf
         assert b".BTF.ext" in elf
-    assert json.dumps(list(ALL)) == '["runq", "reclaim", "blkio"]'
+    assert json.dumps(list(ALL)) == '["runq", "reclaim", "blkio", "tcp"]'

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import select
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +78,69 @@ def test_shares_idle_and_unknown_add_up_to_the_blamed_waits(library: Library, cg
     assert blamed + waits.idle_ns + waits.unknown_ns == pytest.approx(waits.waits.total_ns, rel=0.01)
 
 
+SCHEDSTAT = """
+import time, os
+def waited(): return int(open('/proc/self/schedstat').read().split()[1])
+before = waited()
+for _ in range(40):
+    end = time.thread_time() + 0.003
+    while time.thread_time() < end: pass
+    time.sleep(0.001)
+open({path!r}, 'w').write(str(waited() - before))
+"""
+
+
+def test_what_is_counted_is_what_the_kernel_says_a_task_has_waited(
+    library: Library, cgroup: Any, tmp_path: Path
+) -> None:
+    """/proc/PID/schedstat of a task that is moved between two busy CPUs as the kernel likes."""
+    victim, hog = cgroup("victim"), cgroup("hog")
+    tracing = Tracing.open(library, {victim.id: Root(watched=True)}, options())
+    hogs = [hog.run(HOG) for _ in range(4)]
+    try:
+        path = tmp_path / "waited"
+        assert victim.run(SCHEDSTAT.format(path=str(path))).wait(timeout=60) == 0
+        waits = sample_of(tracing).workloads[victim.id].waits
+    finally:
+        for each in hogs:
+            each.kill()
+            each.wait()
+        tracing.close()
+    told = int(path.read_text())
+    assert told > 10 * MS
+    # The interpreter starts and ends in the cgroup as well.
+    assert told <= waits.total_ns < told * 1.5 + 200 * MS
+
+
+def test_a_wait_that_ends_on_another_cpu_is_blamed_on_who_ran_where_it_began(
+    library: Library, cgroup: Any
+) -> None:
+    """The hog's weight keeps the victim off CPU 1; sent there and back, it has waited when it runs on 0."""
+    victim, hog = cgroup("victim"), cgroup("hog")
+    tracing = Tracing.open(library, {victim.id: Root(watched=True)}, options(blame_floor_ns=MS))
+    burning = hog.run(HOG, cpu=1)
+    spinner = victim.run("import os; os.nice(-15)\n" + HOG)
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    os.setpriority(os.PRIO_PROCESS, 0, -20)
+    try:
+        for number in range(100):
+            os.sched_setaffinity(spinner.pid, {number % 2})
+            time.sleep(0.002 if number % 2 else 0.006)
+        sample = sample_of(tracing)
+    finally:
+        os.sched_setaffinity(0, here)
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        for each in (burning, spinner):
+            each.kill()
+            each.wait()
+        tracing.close()
+    waits = sample.workloads[victim.id]
+    by_hog = sum(each.ns for each in sample.blames if (each.victim, each.culprit) == (victim.id, hog.id))
+    assert waits.waits.count > 50
+    assert by_hog > 0.06 * waits.waits.total_ns  # as much also where others have the CPU too
+
+
 def test_tasks_below_a_root_count_as_the_root_and_the_culprits_root_is_named(
     library: Library, cgroup: Any
 ) -> None:
@@ -133,16 +199,19 @@ def test_events_are_rate_limited_in_the_kernel_and_breaches_counted_all_the_same
 
 
 def test_lost_records_are_counted_when_nobody_reads_the_ring(library: Library, cgroup: Any) -> None:
-    """64 KiB hold about 900 records; 20 000 wake-ups above a threshold of 1 ns are more."""
-    victim = cgroup("victim")
+    """64 KiB hold about 900 records; two that yield to each other thousands of times are more."""
+    victim, other = cgroup("victim"), cgroup("other")
     root = Root(watched=True, threshold_ns=1)
     tracing = Tracing.open(library, {victim.id: root}, options(event_gap_ns=0, blame_floor_ns=0))
+    yielding = other.run("import os\nwhile True: os.sched_yield()", cpu=1)
     try:
-        code = "import time\nfor _ in range(4000): time.sleep(0)\nfor _ in range(4000): time.sleep(1e-6)"
-        assert victim.run(code).wait(timeout=60) == 0
+        code = "import os\nfor _ in range(20000): os.sched_yield()"
+        assert victim.run(code, cpu=1).wait(timeout=60) == 0
         sample = sample_of(tracing)
         received = len(list(tracing.events()))
     finally:
+        yielding.kill()
+        yielding.wait()
         tracing.close()
     assert received > 100
     assert sample.lost_events > 0

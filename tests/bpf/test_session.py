@@ -27,7 +27,9 @@ def snapshot(**cgroups: Any) -> Snapshot:
 
 
 def opened(text: str = "") -> Session:
-    return open_session(decode(text).ebpf)
+    session = open_session(decode(text).ebpf)
+    assert isinstance(session, Session)
+    return session
 
 
 def by_name(session: Session, now: Snapshot) -> dict[str, Probed]:
@@ -99,6 +101,7 @@ def test_a_probe_above_its_limit_takes_itself_off_its_hooks(cgroup: Callable[[st
     easily = msgspec.structs.replace(Config().ebpf.baseline, runq_cold=Duration(1_000))
     config = msgspec.structs.replace(Config().ebpf, probes=("runq",), max_overhead_pct=1e-6, baseline=easily)
     session = open_session(config)
+    assert isinstance(session, Session)
     poll = select.epoll()
     try:
         assert session.fd is not None
@@ -125,8 +128,12 @@ def test_a_loader_that_is_not_there_is_a_sentence() -> None:
     """bcc is asked for by name on a machine without it."""
     probes = Probes(decode('[ebpf]\nloader = "bcc"'))
     probes.open()
+    assert "bcc is compiling" in str(probes.view(snapshot(), ()).why)
     try:
-        state = probes.view(snapshot(), ())
+        deadline = time.monotonic() + 60
+        while "compiling" in str((state := probes.view(snapshot(), ())).why) and time.monotonic() < deadline:
+            probes.sample(snapshot())
+            time.sleep(0.05)
     finally:
         probes.close()
     if state.loader is None:

@@ -17,6 +17,7 @@ from native.conftest import engine_for
 
 from qosd.config import Config
 from qosd.schema.fast import Fast
+from qosd.schema.interference import Interference, MaxAnswer
 from qosd.schema.units import Duration
 from qosd.sys import DIRECTORY, Sys
 from qosd.trigger import Triggers, arm, format_trigger, windows
@@ -178,6 +179,29 @@ def test_tasks_that_wait_for_cpus_wake_us_and_the_evidence_names_be(
         assert heard.be_cores > 0
         assert heard.throttled_usec == 0
         engine.close()
+
+
+def test_a_trigger_for_memory_is_set_where_something_would_be_done_about_it(
+    group: Path, tmp_path: Path
+) -> None:
+    for name in ("ls", "be"):
+        (group / name).mkdir()
+    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    with select.epoll() as epoll:
+        memory = engine.reflex.memory
+        memory.epoll = epoll
+        for _ in range(3):
+            engine.tick()
+        assert memory.armed == (), "by default it is only reported"
+        answering = Interference(answer=MaxAnswer.FREEZE)
+        engine.reconfigure(msgspec.structs.replace(engine.config, interference=answering))
+        engine.tick()
+
+        assert [(each.path.rpartition("/")[2], each.window_usec) for each in memory.armed] == [
+            ("ls", 2_000_000)
+        ]
+        assert memory.armed[0].threshold_usec == 400_000
+        engine.reflex.memory.disarm()
 
 
 def test_a_window_longer_than_the_fallbacks_is_tried_alone() -> None:

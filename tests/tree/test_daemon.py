@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import select
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,25 @@ def test_every_write_is_logged_with_its_reason(host: Host, caplog: pytest.LogCap
     assert re.search(r"be\.slice cpu\.max: max 100000 -> \d+ 10000 \(written\): BE may use", caplog.text)
 
 
+def test_pressure_that_is_off_is_one_warning_and_the_daemon_works(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EOPNOTSUPP from every pressure file, as with psi=0: said once, and once more when it is over."""
+    for file in ("cpu.pressure", "memory.pressure", "io.pressure", "cpu", "memory", "io"):
+        host.sys.fail(errno.EOPNOTSUPP, name="pread", file=file)
+
+    with caplog.at_level(logging.INFO, logger="qosd"):
+        host.daemon_ticks(10, be=2.0, ls=1.0)
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["sensor pressure: nothing to read; qosctl doctor says what is missing"]
+    assert text_of(host.root / "be.slice/cpu.max") != "max 100000"
+
+    host.sys.heal()
+    with caplog.at_level(logging.INFO, logger="qosd"):
+        host.daemon_ticks(2, be=2.0, ls=1.0)
+    assert "sensor pressure: speaks again" in caplog.text
+
+
 def test_an_unwritable_journal_is_said_and_nothing_is_written(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -234,6 +255,27 @@ def test_an_event_of_a_trigger_cuts_be_and_is_logged(
 
     assert text_of(host.root / "be.slice/cpu.max") == "15000 10000"
     assert "cpu.pressure some" in caplog.text
+    host.close()
+
+
+def test_ls_that_waits_for_memory_calls_for_a_tick_and_for_nothing_else(tmp_path: Path) -> None:
+    """At the soonest a quarter of the interval after the last, and never later than it was due."""
+    host = Host(tmp_path, REACTING + '[interference]\nanswer = "freeze"\n')
+    host.daemon_ticks(be=3.0)
+    written, now = len(host.sys.writes()), host.daemon._now_usec()
+    assert host.daemon._sooner(now + 900_000, now - 100_000, 1_000_000) == now + 900_000
+
+    reader, writer = os.pipe()
+    memory = host.engine.reflex.memory
+    memory._armed[reader] = Armed(cgroup_id(host.root / "ls.slice"), "ls.slice", reader, 20_000, 100_000)
+    host.sys.fds.add(reader)
+    host.daemon._on_kernel(reader, select.EPOLLPRI)
+
+    assert host.daemon._sooner(now + 900_000, now - 100_000, 1_000_000) == now + 150_000
+    assert host.daemon._sooner(now + 200_000, now - 800_000, 1_000_000) == now
+    assert host.daemon._sooner(now - 1, now - 1_000_001, 1_000_000) == now - 1
+    assert len(host.sys.writes()) == written
+    os.close(writer)
     host.close()
 
 
@@ -312,3 +354,26 @@ def test_the_newest_decisions_alone_can_be_asked_for(host: Host) -> None:
     assert len(everything) > 2
     assert host.daemon._handle({"command": "decisions", "last": 2}, 0)["ok"] == everything[-2:]
     assert host.daemon._handle({"command": "decisions", "last": "x"}, 0)["ok"] == everything
+
+
+def fill(sender: socket.socket) -> None:
+    while True:
+        sender.send(b"STATUS=")
+
+
+def test_a_systemd_that_reads_nothing_holds_up_no_tick(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PID 1 may be stopped, or busy for minutes: its socket's queue fills, and a blocking send would wait."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind("notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("notify")
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                fill(sender)
+        before = host.daemon.engine.counters.ticks
+        host.daemon._tick()
+    assert host.daemon.engine.counters.ticks == before + 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -341,6 +343,13 @@ def test_a_tree_deeper_than_the_cap_is_cut_and_said(tmp_path: Path) -> None:
     box.close()
 
 
+def drain(fd: int) -> None:
+    """All that a pipe holds."""
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 1 << 20)
+
+
 class TestOpening:
     """Only what the cgroup directory itself holds as a regular file is an interface file."""
 
@@ -382,6 +391,32 @@ class TestOpening:
 
         with pytest.raises(OSError, match="short write"):
             write_interface(Short(), self.group(tmp_path), "cpu.weight", "50")
+
+    def test_a_signal_in_the_middle_of_a_write_cuts_it_short_for_nobody(self) -> None:
+        """EINTR is tried again, as long as it takes: here, until a full pipe is read."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        heard: list[int] = []
+
+        def hear(*_: object) -> None:
+            heard.append(1)
+            if len(heard) >= 3:
+                drain(reader)
+
+        before = signal.signal(signal.SIGALRM, hear)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        try:
+            assert Sys().write(writer, b"50\n") == 3
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        os.close(reader)
+        os.close(writer)
+        assert len(heard) >= 3
 
     def test_a_value_ends_with_a_newline_in_one_write(self, tmp_path: Path) -> None:
         fd = self.group(tmp_path)

@@ -25,11 +25,14 @@ from treekit import (
 )
 
 from qosd.config import Config, Mode
+from qosd.errors import Malformed
 from qosd.journal import restore_from
 from qosd.replay import load, plain
 from qosd.schema.memory import Limit
 from qosd.schema.units import ByteSize
 from qosd.status import Status
+from qosd.sys import Sys
+from qosd.sysfs import keep_lru_gen
 
 STAT = {
     "anon": 0,
@@ -126,9 +129,9 @@ def of(status: Status, path: str) -> Any:
 def test_ls_is_protected_as_far_as_it_uses_memory_and_gets_its_original_back(boxes: Any) -> None:
     box = boxes(Config())
     before = box.contents()
-    box.use("ls", anon=50, active_file=100, inactive_file=400)
+    box.use("ls", anon=50, active_file=300)
     box.settle(8)
-    assert box.file("ls.slice/memory.low") == str(180 * MIB)
+    assert box.file("ls.slice/memory.low") == str(420 * MIB)
 
     box.engine.release()
     assert box.contents() == before
@@ -165,6 +168,54 @@ def test_page_cache_goes_down_to_the_low_watermark_and_what_came_of_it_is_told(b
     assert [new for _, new in events] == ["reclaiming", "below"]
 
 
+def job(box: MemoryBox, name: str, cpu_usec: int = 0, **mib: float) -> Path:
+    """A cgroup below be.slice with memory of its own."""
+    group = box.root / f"be.slice/{name}"
+    group.mkdir(exist_ok=True)
+    make_tree(group, {**MEMORY_FILES, "memory.reclaim": "", "memory.current": "0", "memory.stat": ""})
+    rewrite(group / "cpu.stat", f"usage_usec {cpu_usec}\nuser_usec {cpu_usec}\nsystem_usec 0\n")
+    stat = {**STAT, **{key: round(value * MIB) for key, value in mib.items()}}
+    stat["file"] = stat["inactive_file"] + stat["active_file"]
+    write_memory_stat(group, stat)
+    return group
+
+
+def test_each_cgroup_below_is_asked_for_itself_and_the_whole_for_what_ended_ones_left(boxes: Any) -> None:
+    """Asked as a whole it would give from the hot one, too, in proportion to size."""
+    box = boxes(config(settle=5_000_000))
+    job(box, "cold.service", inactive_file=150)
+    job(box, "small.service", inactive_file=0.5)
+    job(box, "nested.slice", inactive_file=100)
+    inner = job(box, "nested.slice/inner.service", inactive_file=100, file_dirty=100)
+    box.use("be", inactive_file=350, file_dirty=100)
+    for _ in range(6):
+        box.tick()
+    asked: dict[str, int] = {}
+    for call in box.sys.writes():
+        if call.path.endswith("memory.reclaim") and call.data:
+            group = os.path.relpath(os.path.dirname(call.path), box.root)
+            asked[group] = asked.get(group, 0) + int(call.data.split()[0])
+
+    assert set(asked) == {"be.slice/cold.service", "be.slice"}
+    assert asked["be.slice"] <= 100 * MIB, "what no cgroup below has: the ended ones' and small.service's"
+    assert memory_stat(inner)["inactive_file"] == 100 * MIB
+
+
+def test_a_cgroup_that_ends_while_it_is_asked_is_no_failure_of_the_workload(boxes: Any) -> None:
+    box = boxes(config())
+    cold = job(box, "cold.service", inactive_file=300)
+    box.use("be", inactive_file=300)
+
+    def ended(call: Call) -> None:
+        if call.name == "write" and call.path.endswith("cold.service/memory.reclaim"):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    box.sys.hooks.append(ended)
+    box.settle(8)
+    assert memory_stat(cold)["inactive_file"] == 300 * MIB
+    assert box.engine.failed is False
+
+
 def test_observe_mode_reclaims_nothing(boxes: Any) -> None:
     box = boxes(msgspec.structs.replace(config(), mode=Mode.OBSERVE))
     box.use("be", inactive_file=300)
@@ -197,6 +248,25 @@ def test_a_refused_reclaim_is_told_and_ends_nothing(boxes: Any, error: int) -> N
     assert box.cache() == 300
     assert of(status, "be.slice").errors == {"failed": 1}
     assert box.engine.failed is False
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.EACCES])
+def test_a_worker_that_can_open_nothing_asks_nothing_and_tries_again_later(boxes: Any, error: int) -> None:
+    """Case 47, for the part that is not on the tick's thread."""
+    box = boxes(config(hold=5_000_000))
+    box.use("be", inactive_file=300)
+
+    def no_more_files(call: Call) -> None:
+        if call.name == "open" and threading.current_thread().name.startswith("qosd-reclaim"):
+            raise OSError(error, os.strerror(error))
+
+    box.sys.hooks.append(no_more_files)
+    status = box.settle(6)
+    assert of(status, "be.slice").errors == {"failed": 1}
+    assert box.cache() == 300
+    box.sys.hooks.clear()
+    box.settle(16)
+    assert box.cache() <= 151
 
 
 def test_less_than_asked_is_no_failure(boxes: Any) -> None:
@@ -312,6 +382,25 @@ def test_a_damaged_memory_stat_is_unknown_and_takes_no_protection_away(boxes: An
     said = [sensor.detail or "" for _ in range(8) for sensor in box.tick().sensors]
     assert box.file("ls.slice/memory.low") == held
     assert any("memory.stat" in detail for detail in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "on"), [("0x0007\n", True), ("0x0000\n", False), ("0x0006\n", False), (None, None)]
+)
+def test_whether_the_multigenerational_lru_runs_is_read_and_followed(
+    tmp_path: Path, text: str | None, on: Any
+) -> None:
+    """None: a kernel without it, which has the active and the inactive list."""
+    if text is not None:
+        make_tree(tmp_path, {"kernel": {"mm": {"lru_gen": {"enabled": text}}}})
+    kept = keep_lru_gen(Sys(), str(tmp_path))
+
+    assert (kept.read() if kept is not None else None) is on
+    if kept is not None:
+        rewrite(tmp_path / "kernel/mm/lru_gen/enabled", "y\n")
+        with pytest.raises(Malformed):
+            kept.read()
+        os.close(kept.fd)
 
 
 def test_the_ancestors_protection_is_seen(tmp_path: Path) -> None:

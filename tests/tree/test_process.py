@@ -86,6 +86,23 @@ def test_sigterm_gives_everything_back_and_ends_well(program: Program) -> None:
     assert "Traceback" not in program.errors.read_text()
 
 
+def test_with_nobody_to_hear_what_it_says_it_works_on_and_gives_everything_back(program: Program) -> None:
+    """Standard output and error are pipes that their reader closed: each line it logs is an EPIPE."""
+    before = program.contents()
+    reader, writer = os.pipe()
+    command = program.command("run", "--config", str(program.config))
+    program.process = subprocess.Popen(command, cwd=ROOT, stdout=writer, stderr=writer)
+    os.close(writer)
+    program.until(lambda: not program.limit().startswith("max"))
+    os.close(reader)
+    program.config.write_text(CONFIG.replace('"max"', '"max"\nperiod = "20ms"'))
+    program.process.send_signal(signal.SIGHUP)
+    program.until(lambda: program.limit().endswith(" 20000"))
+
+    assert program.end(signal.SIGTERM) == 0
+    assert program.contents() == before
+
+
 def test_after_sigkill_the_restore_gives_everything_back(program: Program) -> None:
     before = program.contents()
     program.start()

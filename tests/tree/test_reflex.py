@@ -270,6 +270,22 @@ def test_a_service_that_went_does_not_hide_one_that_came(tmp_path: Path) -> None
     box.close()
 
 
+def test_a_limited_service_that_went_a_while_ago_hides_nothing(tmp_path: Path) -> None:
+    """The ticks that saw it are still remembered; it cannot be asked, and need not be."""
+    box = Box(tmp_path, decode(MAX))
+    old = make_tree(box.root / "ls.slice/old.service", GROUP_FILES)
+    rewrite(old / "cpu.stat", THROTTLED.format(usage=10, usec=40_000))
+    rewrite(box.root / "ls.slice/cgroup.stat", "nr_descendants 1\nnr_dying_descendants 0\n")
+    box.settle(**BUSY)
+    shutil.rmtree(old)
+
+    assert react(box) == "unknown", "it may have been held until a moment ago"
+    rewrite(box.root / "ls.slice/cgroup.stat", "nr_descendants 0\nnr_dying_descendants 0\n")
+    box.settle(3, **BUSY)
+    assert react(box) == "cut"
+    box.close()
+
+
 def test_a_limit_above_the_workload_is_a_limit_of_its_own(tmp_path: Path) -> None:
     """A slice's cpu.max holds all that is in it, and their own cpu.stat says nothing of it."""
     rules = '[[workload]]\nname = "{0}"\ntier = "{1}"\nmatch = ["{2}"]\n'

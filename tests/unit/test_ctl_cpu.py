@@ -22,7 +22,7 @@ POOL   TIER  PRIO  WORKLOADS  SIZE   USE    BAND  WHY
 front  LS       0          1  3.00  1.20  30-50%  load 40 % of 3.00 CPUs, band 30-50 %
 batch  BE       2          1  1.00  1.00  50-80%  load 100 % of 1.00 CPUs; held: be.slice
 empty  -        2          0     -     -  50-80%  no workload of it is here
-ls.slice: its own limit of 1.00 CPUs is lent up to 144 % of it (throttled in 30 % of its periods);
+ls.slice: its own limit of 1.00 CPUs is raised to 1.44 for now (throttled in 30 % of its periods);
 62 % of its burst budget is left
 ! be.slice: cpu.max ineffective: it used 0.95 CPUs under a limit of 0.20, as real-time tasks can; it
 is kept to few CPUs instead

@@ -122,6 +122,7 @@ def _long(number: int) -> object:
             {"config_error": "qosd.toml: mod: unknown key"},
             "! the last reload was refused, the old configuration stays",
         ),
+        ({"oom_killers": ("earlyoom", "oomd")}, "! also here, killing by their own rules: earlyoom, oomd"),
         ({"workloads": ()}, "No cgroup matches a workload rule now"),
         ({"settings": ()}, "nothing on this host is changed"),
         ({"tiers": {"ls": TierStatus(None), "be": TierStatus(None)}}, "use is not known yet"),

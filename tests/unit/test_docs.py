@@ -96,6 +96,23 @@ def test_every_test_named_exists(document: Path) -> None:
     assert set(re.findall(r"\b(test_\w+)\b", document.read_text(encoding="utf-8"))) <= there | files
 
 
+def test_every_test_named_with_its_file_is_in_that_file(document: Path) -> None:
+    named = re.findall(r"\b(tests/[\w/]+\.py)::(\w+)", document.read_text(encoding="utf-8"))
+
+    def is_there(file: str, test: str) -> bool:
+        text = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).exists() else ""
+        return re.search(rf"(?:def |class |^){test}\b", text, re.MULTILINE) is not None
+
+    assert [f"{file}::{test}" for file, test in named if not is_there(file, test)] == []
+
+
+def test_every_case_of_a_fault_has_a_row() -> None:
+    """Fifty cases, each with its tests or with what is not tried."""
+    rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/faults.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert rows == [str(number) for number in range(1, 51)]
+
+
 def test_the_architecture_names_every_module_at_the_top_and_every_package() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     modules = [path.name for path in (ROOT / "qosd").glob("*.py") if path.name != "__init__.py"]

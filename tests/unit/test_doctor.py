@@ -70,6 +70,16 @@ def cgroup(**changes: Any) -> tuple[CgroupFacts]:
     return (msgspec.structs.replace(WELL.cgroups[0], **changes),)
 
 
+def test_a_mount_that_protects_only_the_cgroup_itself_is_told() -> None:
+    """effective_protection() in mm/page_counter.c: the cgroups in the slice would have none."""
+    facts = msgspec.structs.replace(WELL, host=msgspec.structs.replace(HOST, recursive_protection=False))
+
+    (finding,) = wrong(facts)
+    assert "memory_recursiveprot" in finding.text
+    assert finding.remedy is not None
+    assert "remount" in finding.remedy
+
+
 def test_an_uplink_that_is_refused_is_a_warning_with_its_remedy() -> None:
     facts = changed(
         uplinks=(

@@ -13,6 +13,8 @@ from qosd.ebpf.samples import (
     RunqBlame,
     RunqSample,
     RunqWaits,
+    Tcp,
+    TcpSample,
     TracingSample,
 )
 from qosd.model import CgroupId, Preemptor
@@ -65,3 +67,13 @@ def test_stalls_are_told_apart_by_kind_and_flushes_are_not_block_latency() -> No
     assert (be.reclaim, be.reclaim_memcg) == (waits(9), EMPTY)
     assert ls.blkio == waits(3)
     assert be.blkio == EMPTY
+
+
+def test_without_the_tcp_probe_it_is_unknown_and_with_it_nobodys_packets_are_none() -> None:
+    (unknown,) = between(None, TracingSample(None, None, None), [LS])
+    assert (unknown.tcp_rtt, unknown.tcp_retransmits) == (None, None)
+    earlier = TracingSample(None, None, None, TcpSample({LS: Tcp(waits(3), 2)}, 0))
+    now = TracingSample(None, None, None, TcpSample({LS: Tcp(waits(5), 6)}, 0))
+    ls, be = between(earlier, now, [LS, BE])
+    assert (ls.tcp_rtt, ls.tcp_retransmits) == (waits(2), 4)
+    assert (be.tcp_rtt, be.tcp_retransmits) == (EMPTY, 0)

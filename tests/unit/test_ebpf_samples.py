@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qosd.ebpf.histogram import SLOTS, Histogram, delta, slot_bounds_ns
+from qosd.ebpf.histogram import EMPTY, SLOTS, Histogram, delta, slot_bounds_ns
 from qosd.ebpf.samples import (
     IoKey,
     ReclaimKey,
     RunqBlame,
     RunqBreach,
     RunqWaits,
+    Tcp,
     Traffic,
     blames_delta,
     blkio_sample,
@@ -27,8 +28,10 @@ from qosd.ebpf.samples import (
     decode_runq_breach,
     decode_runq_cpus,
     decode_runq_waits,
+    decode_tcp,
     decode_traffic,
     reclaim_sample,
+    tcp_sample,
 )
 from qosd.model import CgroupId
 
@@ -164,3 +167,12 @@ def test_io_and_reclaim_and_traffic_are_decoded() -> None:
     assert decode_io(values).latency == decode_histogram(values[: 25 * 8])
     assert decode_reclaim_key(struct.pack("=Q2I", 3, 1, 0)) == ReclaimKey(workload=CgroupId(3), kind="memcg")
     assert decode_traffic(struct.pack("=4Q", 1, 2, 3, 4)) == Traffic(bytes=4, packets=6)
+
+
+def test_round_trips_and_retransmits_are_decoded_and_subtracted() -> None:
+    tcp = decode_tcp(struct.pack("=24Q2Q", *range(24), 5000, 3))
+    assert (tcp.rtt.slots, tcp.rtt.total_ns, tcp.retransmits) == (tuple(range(24)), 5000, 3)
+    assert tcp.since(Tcp(EMPTY, 1)) == Tcp(tcp.rtt, 2)
+    assert Tcp(EMPTY, 0).since(tcp) is None
+    sample = tcp_sample({CgroupId(1): tcp}, struct.pack("=2Q", 3, 2))
+    assert (sample.evicted, sample.cost_ns) == (2, 128)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from iokit import CONFIG, DISK, FILES, LIMITS, MIB, OTHER, Disks, rbps
 
 from qosd import governors
 from qosd.config import Config, ConfigError, WorkloadRule, decode
@@ -16,75 +17,14 @@ from qosd.io import limits
 from qosd.io.weight import bfq_weight
 from qosd.model import (
     MAX,
-    CgroupId,
-    CgroupSample,
-    DiskIo,
-    HostSample,
     IoMax,
     Max,
-    Pressure,
     Snapshot,
-    Stall,
     Tier,
-    Workload,
 )
 from qosd.plan import Desired
-from qosd.schema.io import Io, IoLatencies, IoLimits
-from qosd.schema.units import ByteSize, Duration
-
-MIB = 1 << 20
-DISK, OTHER = "8:0", "8:16"
-LIMITS = IoLimits(enforce=True, floor=ByteSize(MIB), floor_iops=50)
-CONFIG = Config(io=Io(limits=LIMITS))
-FILES = {
-    "io.max": "",
-    "io.weight": "default 100",
-    "io.bfq.weight": "default 100",
-    "io.latency": "",
-    "memory.oom.group": "0",
-}
-
-
-class Disks:
-    """Snapshots a second apart: what LS and BE did at each disk in MiB, and how long LS waited."""
-
-    def __init__(self, *, be_files: dict[str, str] | None = None, ls_device: str = DISK) -> None:
-        self.be_files = FILES if be_files is None else be_files
-        self.ls_device = ls_device
-        self.usec = 1_000_000
-        self.waited_usec = 0
-        self.done = {Tier.LS: 0.0, Tier.BE: 0.0}
-
-    def snapshot(self, *, waits: float | None = 0.0, be: float | None = 0.0, ls: float = 1.0) -> Snapshot:
-        self.usec += 1_000_000
-        self.waited_usec += round((waits or 0.0) * 10_000)
-        self.done[Tier.LS] += ls
-        self.done[Tier.BE] += be or 0.0
-        pressure = None if waits is None else Pressure(Stall(0.0, 0.0, 0.0, self.waited_usec))
-        workloads = (
-            self._workload(1, "ls.slice", Tier.LS, FILES, io_pressure=pressure, io=self._io(Tier.LS)),
-            self._workload(
-                2, "be.slice", Tier.BE, self.be_files, io=None if be is None else self._io(Tier.BE)
-            ),
-        )
-        return Snapshot(
-            self.usec // 1_000_000,
-            self.usec,
-            self.usec,
-            HostSample(4),
-            workloads=workloads,
-            disks=(DISK, OTHER),
-        )
-
-    def _io(self, tier: Tier) -> dict[str, DiskIo]:
-        device = self.ls_device if tier is Tier.LS else DISK
-        count = round(self.done[tier] * MIB)
-        return {device: DiskIo(count, 0, count // 4096, 0)}
-
-    def _workload(self, number: int, path: str, tier: Tier, files: dict[str, str], **sample: Any) -> Workload:
-        return Workload(
-            path.partition(".")[0], tier, 0, CgroupSample(CgroupId(number), path, **sample), files
-        )
+from qosd.schema.io import Io, IoLatencies
+from qosd.schema.units import Duration
 
 
 def play(config: Config, snapshots: list[Snapshot]) -> list[tuple[Desired, ...]]:
@@ -94,14 +34,6 @@ def play(config: Config, snapshots: list[Snapshot]) -> list[tuple[Desired, ...]]
         wanted.append(desired)
         prev = now
     return wanted
-
-
-def rbps(desired: tuple[Desired, ...]) -> int | Max | None:
-    if not desired:
-        return None
-    (one,) = desired
-    assert isinstance(one.setting, IoMax)
-    return one.setting.rbps
 
 
 def test_be_is_halved_each_tick_that_ls_waits_and_comes_back_step_by_step() -> None:

@@ -88,6 +88,20 @@ def test_a_command_over_its_time_is_killed_and_its_output_kept(channel: Channel)
     assert caught.value.done == type(caught.value.done)(-signal.SIGKILL, "begun\n", "")
 
 
+def test_lines_are_given_as_they_come_and_at_most_so_long(channel: Channel) -> None:
+    job = channel.start("echo one; printf 'two\nthr'; read -rt 60 <> <(:); echo ee")
+    lines = job.lines(1)
+
+    assert (next(lines), next(lines)) == ("one", "two")
+    assert list(lines) == []
+    job.kill()
+    assert list(channel.start("printf 'one\\n'; sleep 0.2; printf '\\ntwo\\nthree'").lines(10)) == [
+        "one",
+        "",
+        "two",
+    ]
+
+
 def test_the_end_of_the_line_is_an_error_with_the_last_words(channel: Channel) -> None:
     with pytest.raises(MachineLostError, match="last words"):
         channel.start("kill -9 $PPID; sleep 60").wait(10)

@@ -25,6 +25,8 @@ MAY = {
     "cpuset": May(cpuset=True),
     "cold": May(severe=False),
     "kill": May(kill=True),
+    "urgent": May(urgent=True),
+    "urgent kill": May(urgent=True, kill=True),
 }
 ORDER = tuple(Rung)
 SECOND = 1_000_000
@@ -47,6 +49,12 @@ MATRIX = [
     ("memory", "kill", "kill", "H/reclaim 3H/freeze 9H/freeze H/term 60H/term 60Q/term"),
     ("io", "throttle", "", "H/io 60H/io"),
     ("io", "kill", "kill", "H/io 3H/freeze 10H/io"),
+    # in trouble no rung is dwelt on, nor a lease waited out where a kill is allowed; rests and reach stay
+    ("memory", "report", "urgent kill", "60H/idle"),
+    ("memory", "throttle", "urgent kill", "H/reclaim 60H/reclaim"),
+    ("memory", "freeze", "urgent", "H/reclaim H/freeze 9H/freeze H/reclaim 9H/reclaim H/freeze"),
+    ("memory", "kill", "urgent kill", "H/reclaim H/freeze H/term"),
+    ("memory", "kill", "urgent kill", "60B/idle H/reclaim 60B/reclaim"),
     # between the thresholds nothing moves
     ("cpu", "freeze", "", "H/squeeze 60B/squeeze"),
     ("memory", "kill", "kill", "H/reclaim 60B/reclaim 3H/freeze 10B/reclaim"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memkit import BE, LS, MIB, PAGES, Group, Host, changed, view, wants
@@ -11,38 +14,85 @@ from qosd.model import CgroupId, Tier
 from qosd.schema.memory import Protect
 
 
-def test_what_ls_uses_is_protected_with_a_margin_and_cold_cache_is_not() -> None:
-    host = Host(Config())
-    host.ls.anon, host.ls.active, host.ls.inactive = 100, 150, 80
+def settled(host: Host, minutes: int = 60) -> dict[str, int]:
+    """What is wanted of LS after a time in which nothing changed."""
+    for _ in range(minutes * 6):
+        decision = host.tick(10)
+    return wants(decision, LS)
 
-    assert wants(host.tick(), LS) == {"memory.low": 300 * MIB}
+
+def test_all_that_ls_holds_is_protected_at_first_and_what_stays_cold_is_given_up_with_time() -> None:
+    host = Host(Config())
+    host.ls.anon, host.ls.active, host.ls.inactive = 100, 150, 180
+
+    assert wants(host.tick(), LS) == {"memory.low": 512 * MIB}
+    assert 300 * MIB <= settled(host)["memory.low"] <= 333 * MIB
 
 
 def test_mapped_cache_counts_as_used() -> None:
     """The kernel learns of accesses through a mapping only when it scans: until then such pages look cold."""
     host = Host(Config())
-    host.ls.inactive, host.ls.mapped = 200, 150
+    host.ls.inactive, host.ls.mapped = 380, 300
 
-    assert wants(host.tick(), LS) == {"memory.low": 180 * MIB}
+    assert 360 * MIB <= settled(host)["memory.low"] <= 400 * MIB
+
+
+@pytest.mark.parametrize("lru_gen", [True, None])
+def test_inactive_says_nothing_of_use_with_the_multigenerational_lru(lru_gen: Any) -> None:
+    """Pages that are only read stay in its two oldest generations, which are shown as inactive."""
+    host = Host(changed(Config(), "protection", enforce=Protect.LOW))
+    host.lru_gen = lru_gen
+    host.ls.inactive = 300
+
+    assert settled(host) == {"memory.low": 360 * MIB}
+
+
+def test_pages_that_come_between_two_looks_are_protected_as_they_come() -> None:
+    """memory.stat is read in turns; above memory.low the kernel takes what it finds, new or old."""
+    host = Host(Config())
+    host.ls.active = 20
+    host.tick()
+    for _ in range(10):
+        host.ls.active += 40
+        wanted = wants(host.tick(), LS)["memory.low"]
+        assert wanted >= min(host.ls.active + 60, 512) * MIB
+
+
+def test_there_is_room_even_for_a_small_set() -> None:
+    host = Host(Config())
+    host.ls.active = 10
+
+    assert wants(host.tick(), LS) == {"memory.low": 61 * MIB}
+
+
+def test_room_gives_way_where_all_of_ls_together_is_at_its_share() -> None:
+    more = [Group(CgroupId(20 + n), f"svc{n}.slice", Tier.LS) for n in range(20)]
+    host = Host(Config(), *more)
+    for group in (host.ls, *more):
+        group.active = 10
+    decision = host.tick()
+
+    assert {wants(decision, group.id)["memory.low"] for group in (host.ls, *more)} == {12 * MIB}
 
 
 def test_what_had_to_be_read_again_is_added() -> None:
     host = Host(Config())
-    host.ls.active = 100
+    host.ls.active = 300
     host.tick()
     host.ls.refaults = 50 * PAGES
 
-    assert wants(host.tick(5), LS) == {"memory.low": 180 * MIB}
+    assert wants(host.tick(5), LS) == {"memory.low": 420 * MIB}
 
 
 def test_cache_is_not_taken_for_cold_while_evicted_pages_come_back() -> None:
     """The kernel puts used pages on the inactive list, too, to see whether they are used again."""
     host = Host(Config())
-    host.ls.active, host.ls.inactive = 100, 60
-    assert wants(host.tick(), LS) == {"memory.low": 120 * MIB}
+    host.ls.active, host.ls.inactive = 200, 160
+    before = settled(host)["memory.low"]
     host.ls.refaults += 40 * PAGES
 
-    assert wants(host.tick(5), LS) == {"memory.low": 240 * MIB}
+    assert before <= 275 * MIB
+    assert wants(host.tick(5), LS) == {"memory.low": 480 * MIB}
 
 
 def test_a_pause_does_not_give_the_set_away_at_once_but_time_does() -> None:
@@ -51,16 +101,55 @@ def test_a_pause_does_not_give_the_set_away_at_once_but_time_does() -> None:
     host.tick()
     host.ls.active = 40
     assert wants(host.tick(5), LS) == {"memory.low": 480 * MIB}
-    for _ in range(360):
-        decision = host.tick(10)
-    assert wants(decision, LS)["memory.low"] < 60 * MIB
+    assert settled(host)["memory.low"] <= 100 * MIB
+
+
+def with_lru_gen(**protection: Any) -> Host:
+    host = Host(changed(Config(), "protection", **protection))
+    host.lru_gen = True
+    host.ls.active = 200
+    return host
+
+
+def test_where_memory_low_only_waits_for_its_second_turn_memory_min_stands_beside_it() -> None:
+    """shrink_one() in mm/vmscan.c."""
+    host = with_lru_gen()
+    assert wants(host.tick(), LS) == {"memory.low": 251 * MIB, "memory.min": 251 * MIB}
+    host.lru_gen = False
+    assert wants(host.tick(), LS) == {"memory.low": 251 * MIB}
+
+
+def test_memory_min_goes_when_the_host_may_soon_need_what_ls_keeps_and_comes_back_later() -> None:
+    """MemAvailable counts LS's cache as there to take, and memory.min keeps it even from the OOM killer."""
+    host = with_lru_gen()
+    seen = {}
+    for available in (400, 310, 300, 310, 325, 335):
+        seen[available, len(seen)] = "memory.min" in wants(host.tick(available=available), LS)
+
+    assert list(seen.values()) == [True, True, False, False, False, True]
+    assert "memory.min" not in wants(host.tick(available=None), LS)
+    assert "memory.low" in wants(host.tick(), LS)
+
+
+def test_memory_min_is_not_written_where_an_ancestor_would_cap_it() -> None:
+    host = with_lru_gen()
+    host.ls.ceiling, host.ls.ceiling_path = 400 * MIB, "app.slice"
+
+    assert wants(host.tick(), LS) == {"memory.low": 251 * MIB}
+
+
+def test_memory_min_is_added_also_where_the_unit_file_has_memory_low() -> None:
+    host = with_lru_gen()
+    host.ls.files["memory.low"] = str(400 * MIB)
+
+    assert wants(host.tick(), LS) == {"memory.min": 251 * MIB}
 
 
 def test_small_changes_are_not_written() -> None:
     host = Host(Config())
-    host.ls.active = 200
+    host.ls.active = 300
     first = wants(host.tick(), LS)
-    host.ls.active = 210
+    host.ls.active = 305
 
     assert wants(host.tick(5), LS) == first
 
@@ -107,10 +196,10 @@ def test_an_ancestor_with_less_caps_it() -> None:
     assert wants(host.tick(), LS) == {"memory.low": 128 * MIB}
 
 
-def test_memory_min_is_written_only_when_asked_for() -> None:
+def test_memory_min_alone_is_written_only_when_asked_for() -> None:
     host = Host(changed(Config(), "protection", enforce=Protect.MIN))
-    host.ls.active = 100
-    assert wants(host.tick(), LS) == {"memory.min": 120 * MIB}
+    host.ls.active = 300
+    assert wants(host.tick(), LS) == {"memory.min": 360 * MIB}
 
     host = Host(changed(Config(), "protection", enforce=Protect.OFF))
     host.ls.active = 100

@@ -14,7 +14,7 @@ from memkit import BE, BE2, LS, MIB, PAGES, Group, Host, changed, view
 from qosd.config import Config
 from qosd.memory.trouble import trouble
 from qosd.memsample import Reclaimed
-from qosd.model import Tier
+from qosd.model import CgroupId, Tier
 from qosd.schema.memory import WithoutSwappiness
 from qosd.schema.units import ByteSize
 
@@ -66,8 +66,13 @@ def test_cache_above_the_high_watermark_goes_down_to_the_low_one_and_no_further(
 def test_only_page_cache_is_asked_for() -> None:
     host = Host(ON)
     host.be.inactive = 400
+    seen = []
+    for _ in range(4):
+        decision = host.tick()
+        seen += [reclaim.swappiness for reclaim in decision.reclaims]
+        host.answer(decision)
 
-    assert [reclaim.swappiness for reclaim in host.tick().reclaims] == [0]
+    assert seen == [0, 0, 0, 0]
 
 
 def test_shmem_is_no_page_cache() -> None:
@@ -98,22 +103,80 @@ def test_a_request_that_is_not_back_is_not_followed_by_another() -> None:
     assert [reclaim for _ in range(20) for reclaim in host.tick().reclaims] == []
 
 
-def test_it_begins_with_a_chunk_goes_faster_while_it_goes_well_and_keeps_to_the_rate() -> None:
+def test_it_looks_probes_goes_faster_while_it_goes_well_and_keeps_to_the_rate() -> None:
     host = Host(changed(watermarks(Config(), be=1), "reclaim", rate=ByteSize(64 * MIB)))
     host.be.inactive = 900
     seen = []
-    for _ in range(6):
+    for _ in range(7):
         decision = host.tick()
         seen.append(sum(reclaim.bytes for reclaim in decision.reclaims) // MIB)
         host.answer(decision)
 
-    assert seen == [16, 32, 64, 64, 64, 64]
+    assert seen == [0, 1, 16, 32, 64, 64, 64]
+
+
+def test_what_works_gives_a_probe_and_twice_as_much_only_after_nothing_came_back() -> None:
+    host = Host(watermarks(Config(), be=1))
+    host.be.inactive, host.be.cores = 900, 0.5
+    seen = []
+    for _ in range(24):
+        decision = host.tick()
+        seen += [reclaim.bytes // MIB for reclaim in decision.reclaims if reclaim.bytes]
+        host.answer(decision)
+
+    assert seen == [1, 2, 4, 8]
+
+
+def test_while_the_host_lacks_memory_there_is_no_time_for_probes() -> None:
+    host = Host(changed(watermarks(Config(), be=100), "reclaim", free_low_pct=10.0))
+    host.be.inactive, host.be.cores, host.free = 900, 0.5, 60
+    assert asked(host, 3) == 2 * 68 * MIB
+    host.free = 500
+    assert asked(host, 20) <= 7 * MIB, "and what was taken in a hurry says nothing of what is cold"
+
+
+def below_be(host: Host) -> tuple[Group, Group]:
+    """A job that works on what it holds, and one that sleeps on it."""
+    hot = Group(CgroupId(11), "be.slice/hot.service", Tier.BE)
+    cold = Group(CgroupId(12), "be.slice/cold.service", Tier.BE)
+    hot.inactive, hot.cores, cold.inactive = 300, 0.5, 400
+    host.be.inactive = 700
+    host.jobs = [hot, cold]
+    return hot, cold
+
+
+def test_the_cold_cgroup_gives_and_the_one_that_reads_again_loses_a_probe_at_a_time() -> None:
+    host = Host(ON)
+    hot, cold = below_be(host)
+    for _ in range(90):
+        before = hot.inactive
+        host.answer(host.tick())
+        lost = before - hot.inactive
+        hot.inactive, hot.refaults = before, hot.refaults + round(lost * PAGES)
+        host.be.inactive, host.be.refaults = hot.inactive + cold.inactive, hot.refaults
+
+    assert cold.inactive < 2
+    assert hot.refaults <= 3 * PAGES
+    said = view(host.tick(), "be.slice")
+    assert said.phase == "held"
+    assert "be.slice/hot.service" in said.reclaim
+    assert said.refaulted == hot.refaults * 4096
+
+
+def test_a_job_that_wakes_up_is_treated_as_one_that_works() -> None:
+    host = Host(watermarks(Config(), be=1))
+    host.be.inactive = 900
+    asked(host, 5)
+    host.be.cores = 1.0
+    host.answer(host.tick())
+
+    assert asked(host, 2) <= 2 * MIB
 
 
 def test_it_goes_slower_where_little_comes_of_it() -> None:
     host = Host(watermarks(Config(), be=1))
     host.be.inactive = 900
-    asked(host, 4)
+    asked(host, 5)
     fast = host.tick()
     host.answer(fast, share=0.2, result="short")
 
@@ -126,7 +189,7 @@ def test_where_nothing_comes_it_is_left_alone_for_longer_and_longer() -> None:
     at = []
     for second in range(400):
         decision = host.tick()
-        at += [second] if decision.reclaims else []
+        at += [second] if any(reclaim.bytes for reclaim in decision.reclaims) else []
         host.answer(decision, share=0.0, result="short")
 
     gaps = [after - before for before, after in pairwise(at)]
@@ -138,8 +201,9 @@ def test_where_nothing_comes_it_is_left_alone_for_longer_and_longer() -> None:
 def test_it_stops_when_what_was_freed_is_read_again() -> None:
     host = Host(ON)
     host.be.inactive = 900
-    asked(host, 3)
+    asked(host, 4)
     host.be.refaults += 20 * PAGES
+    asked(host, 1)
 
     assert asked(host, 25) == 0
     standing = view(host.tick(), "be.slice")
@@ -165,10 +229,12 @@ def test_io_pressure_counts_only_while_it_reads_again() -> None:
     patient = changed(ON, "reclaim", refault_pct=50.0)
     host = Host(patient)
     host.be.inactive = 900
-    for _ in range(4):
+    asked(host, 2)
+    for _ in range(3):
         host.be.io_some += 800_000
         assert asked(host, 1) > 0
     host.be.refaults += 1 * PAGES
+    asked(host, 1)
     host.be.io_some += 800_000
     assert asked(host, 1) == 0
     assert "io" in view(host.tick(), "be.slice").reclaim
@@ -177,7 +243,7 @@ def test_io_pressure_counts_only_while_it_reads_again() -> None:
 def test_it_pauses_while_ls_waits_for_memory() -> None:
     host = Host(ON)
     host.be.inactive = 900
-    host.answer(host.tick())
+    asked(host, 3)
     host.ls.memory_some += 10_000
     decision = host.tick()
     assert decision.reclaims == ()
@@ -194,7 +260,7 @@ def test_the_least_important_gives_first_and_ls_last() -> None:
     order = []
     for _ in range(40):
         decision = host.tick()
-        order += [reclaim.cgroup_id for reclaim in decision.reclaims]
+        order += [reclaim.cgroup_id for reclaim in decision.reclaims if reclaim.bytes]
         host.answer(decision)
 
     firsts = list(dict.fromkeys(order))
@@ -225,7 +291,7 @@ def test_a_host_that_lacks_memory_is_helped_although_ls_waits_for_memory() -> No
     host = Host(changed(Config(), "reclaim", available_low_pct=20.0))
     host.be.inactive, host.available = 500, 100
     host.ls.memory_some += 500_000
-    host.answer(host.tick())
+    asked(host, 3)
     host.ls.memory_some += 500_000
     assert asked(host, 2) > 0
 
@@ -245,8 +311,9 @@ def without_key(config: Config, *, swap: float) -> Host:
     host = Host(config)
     host.be.inactive = 900
     host.swap_total = host.swap_free = swap
-    first = host.tick()
-    host.answers.append(Reclaimed(first.reclaims[0].cgroup_id, "no-swappiness"))
+    host.answer(host.tick())
+    host.tick()
+    host.answers.append(Reclaimed(BE, "no-swappiness"))
     return host
 
 
@@ -267,10 +334,8 @@ def test_a_kernel_without_the_key_is_not_asked_where_it_might_swap() -> None:
 
 def test_cautious_asks_for_little_and_stops_when_it_swaps() -> None:
     host = without_key(changed(ON, "reclaim", without_swappiness=WithoutSwappiness.CAUTIOUS), swap=1024)
-    decision = host.tick()
-    assert [reclaim.bytes for reclaim in decision.reclaims] == [4 * MIB]
-    host.answer(decision)
-    host.answer(host.tick())
+    sizes = [asked(host, 1) for _ in range(6)]
+    assert max(sizes) == 4 * MIB
     host.be.swap = 3
     assert asked(host, 20) == 0
     assert "swap" in view(host.tick(), "be.slice").reclaim
@@ -280,6 +345,7 @@ def test_cautious_asks_for_little_and_stops_when_it_swaps() -> None:
 def test_a_request_that_fails_is_counted_and_not_repeated_at_once(result: str) -> None:
     host = Host(ON)
     host.be.inactive = 900
+    host.answer(host.tick())
     decision = host.tick()
     host.answers.append(Reclaimed(decision.reclaims[0].cgroup_id, result, error="no such file"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 
 import pytest
@@ -119,6 +120,19 @@ def test_damaged_text_gives_a_value_or_malformed(case: tuple[str, bytes]) -> Non
     name, raw = case
     with contextlib.suppress(Malformed):
         PARSERS[name][0](raw)
+
+
+def test_ten_thousand_damaged_texts_give_a_value_or_malformed() -> None:
+    """Blind, fast and the same each time, beside hypothesis: bytes of the kernel's own texts replaced."""
+    dice = random.Random(6)  # noqa: S311 - no secret
+    for _ in range(10_000):
+        parse, text = dice.choice(list(PARSERS.values()))
+        damaged = bytearray(text)
+        for _ in range(dice.randint(1, 4)):
+            at = dice.randrange(len(damaged) + 1)
+            damaged[at : at + dice.randint(0, 4)] = dice.randbytes(dice.randint(0, 4))
+        with contextlib.suppress(Malformed):
+            parse(bytes(damaged))
 
 
 def test_malformed_stays_one_line_of_the_log_whatever_the_file_held() -> None:

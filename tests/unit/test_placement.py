@@ -327,7 +327,9 @@ def test_real_time_be_that_its_limit_does_not_hold_is_kept_to_few_cpus_and_said(
     view = plant.decision.cpu.ineffective[0]
     assert (view.workload, view.use_cores) == ("batch", 4.0)
     reason = next(w.reason for w in plant.decision.desired if w.setting.file == "cpuset.cpus")
-    assert reason.text.startswith("cpu.max ineffective: batch used 4.00 CPUs under a limit of 0.5")
+    assert reason.text.startswith(
+        "kept to few CPUs, cpu.max ineffective: batch used 4.00 CPUs under a limit of 0.5"
+    )
     assert plant.tick(ticks=overrun._FORGET_TICKS + 3, web=7.5, batch=0.1) == {}
 
 

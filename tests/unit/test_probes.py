@@ -13,11 +13,12 @@ from rich.console import Console
 
 from qosd.config import Config, decode
 from qosd.ctl import probes as screen
-from qosd.ebpf.errors import BpfCallError, BtfMissingError
+from qosd.ebpf.errors import BccMissingError, BpfCallError, BtfMissingError
 from qosd.ebpf.samples import RunqBreach
-from qosd.ebpf.session import Session
+from qosd.ebpf.session import Pending, Session
 from qosd.model import CgroupId, CgroupSample, HostSample, Snapshot, Tier, Workload
 from qosd.probes import Probes
+from qosd.schema.ebpf import AUTO
 
 LS, BE, JOB = CgroupId(1), CgroupId(2), CgroupId(30)
 SECOND = 1_000_000
@@ -139,9 +140,61 @@ def test_a_host_that_cannot_run_them_goes_without_and_says_why(error: Exception)
     assert probes.sample(at(1)) == ()
     assert probes.events() == ()
     view = probes.view(at(1), ())
-    assert {probe.state for probe in view.probes} == {"absent"}
+    states = {probe.name: probe.state for probe in view.probes}
+    assert states == dict.fromkeys(AUTO, "absent") | {"tcp": "off", "cpi": "off"}
     assert view.why == str(error)
     assert probes.news == [f"no probes: {error}, ignoring"]
+
+
+class FakeCompiling:
+    """bcc at work: `outcome` is what becomes of it."""
+
+    def __init__(self) -> None:
+        self.outcome: Any = None
+        self.closed = False
+
+    def result(self) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def compiling() -> tuple[FakeCompiling, Probes]:
+    fake = FakeCompiling()
+    probes = Probes(Config(), lambda config: Pending(fake, config, "no BTF"))  # type: ignore[arg-type]
+    probes.open()
+    return fake, probes
+
+
+def test_while_bcc_compiles_ticks_go_on_and_then_its_probe_counts() -> None:
+    fake, probes = compiling()
+    assert probes.sample(at(1)) == ()
+    assert probes.fileno() is None
+    assert "bcc is compiling" in str(probes.view(at(1), ()).why)
+    fake.outcome = FakeTracing()
+    assert probes.sample(at(2)) != ()
+    view = probes.view(at(2), ())
+    assert (view.loader, view.loader_why, view.why) == ("bcc", "no BTF", None)
+    assert fake.closed
+    assert probes.news[-2].startswith("probes attached by bcc, since no BTF: runq")
+
+
+def test_a_compiler_that_fails_says_why_it_was_asked_and_why_it_did_not_do() -> None:
+    fake, probes = compiling()
+    fake.outcome = BccMissingError("install python3-bpfcc")
+    assert probes.sample(at(1)) == ()
+    assert probes.view(at(1), ()).why == "no BTF; install python3-bpfcc"
+    assert fake.closed
+
+
+def test_closing_the_probes_ends_a_compiler_at_work() -> None:
+    fake, probes = compiling()
+    probes.close()
+    assert fake.closed
+    assert probes.sample(at(1)) == ()
 
 
 def test_probes_that_cannot_be_read_any_more_are_given_up_without_a_traceback() -> None:
@@ -161,7 +214,7 @@ def test_off_opens_nothing_and_a_list_leaves_the_rest_off() -> None:
     assert off.fileno() is None
     assert {probe.state for probe in off.view(at(1), ()).probes} == {"off"}
     some = opened(tracing, '[ebpf]\nprobes = ["runq"]')
-    assert [probe.state for probe in some.view(at(1), ()).probes] == ["attached", "off", "off"]
+    assert [probe.state for probe in some.view(at(1), ()).probes] == ["attached", *["off"] * 4]
 
 
 def test_a_changed_section_opens_them_anew_and_another_one_does_not() -> None:

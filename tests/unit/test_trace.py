@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,14 @@ def test_without_the_library_for_zstd_it_is_said_and_gzip_still_works(
     assert not (tmp_path / "new.zst").exists()
     with daemon(sock, {"snapshots": Ticking(1)}):
         assert qosctl("record", "--for", "10ms", str(tmp_path / "new.gz"), sock=sock).exit_code == 0
+
+
+@pytest.mark.parametrize("module", ["qosd.daemon", "qosd.ctl.trace"])
+def test_the_library_for_zstd_is_loaded_for_such_a_file_alone(module: str) -> None:
+    """The daemon's memory pays for nothing that one command of qosctl wants."""
+    program = f"import sys, {module}; sys.exit('backports.zstd' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0
 
 
 def test_a_file_that_is_no_trace_is_one_sentence(tmp_path: Path, config: str) -> None:

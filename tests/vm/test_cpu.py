@@ -134,7 +134,7 @@ def test_a_throttled_ls_is_lent_quota_and_gets_its_own_limit_back(guest: Guest) 
     status = guest.status()
     assert [setting["error"] for setting in status["settings"] if setting["error"]] == []
     assert status["cpu"]["bursts"][0]["factor"] > 1
-    assert "is lent up to" in guest.sh(f"qosctl explain {group}")
+    assert "is raised to 0." in guest.sh(f"qosctl explain {group}")
 
     guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
     guest.until("test $(systemctl show -p NRestarts --value qosd) = 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vm.guest import CGROUP, CONFIG, Guest
+from vm.guest import CGROUP, CONFIG, NEWER, Guest
 
 pytestmark = pytest.mark.vm
 
@@ -189,3 +189,22 @@ def test_a_read_only_cgroup_tree_ends_with_78_and_one_line(guest: Guest) -> None
     assert code == 78
     assert said.count("\n") == 1
     assert "read-only" in said
+
+
+@NEWER
+def test_with_pid_1_stopped_the_ticks_go_on_and_limits_are_written(guest: Guest) -> None:
+    """Nothing of a tick goes through systemd. The kernel ignores SIGSTOP for PID 1; its cgroup can be frozen."""
+    guest.hog(2)
+    guest.limited()
+    guest.sh("qosctl pause")
+    guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=60)
+    guest.sh(f"echo 1 >{CGROUP}/init.scope/cgroup.freeze")
+    try:
+        guest.until(f"grep -q 'frozen 1' {CGROUP}/init.scope/cgroup.events", seconds=60)
+        before = guest.status()["tick"]
+        guest.sh("qosctl resume")
+        guest.limited()
+        guest.status_when(lambda status: status["tick"] >= before + 3)
+    finally:
+        guest.sh(f"echo 0 >{CGROUP}/init.scope/cgroup.freeze")
+    assert "Traceback" not in guest.journal_text()

@@ -64,7 +64,10 @@ def waits(status: dict[str, Any], path: str) -> dict[str, Any]:
 
 def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle: Guest) -> None:
     """An emulated CPU makes every program dear: how dear is not the question here."""
-    idle.configure(f'[ebpf]\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}')
+    every = '["runq", "reclaim", "blkio", "tcp"]'
+    idle.configure(
+        f'[ebpf]\nprobes = {every}\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}'
+    )
     before = links(idle)
     idle.sh("systemctl start qosd")
     idle.sh(VICTIM)
@@ -72,7 +75,12 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     status = idle.status_when(
         lambda now: waits(now, "ls.slice")["count"] > 0 and now["ebpf"]["breaches"].get("be", 0) > 0, tries=60
     )
-    assert probes(status) == {"runq": "attached", "reclaim": "attached", "blkio": "attached"}
+    assert probes(status) == {
+        "runq": "attached",
+        "reclaim": "attached",
+        "blkio": "attached",
+        "tcp": "attached",
+    }
     assert status["ebpf"]["loader"] == "libbpf"
     ls = waits(status, "ls.slice")
     assert ls["cold"]
@@ -81,7 +89,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     assert "qosd_probe_breaches_total" in idle.sh("curl -s http://127.0.0.1:9753/metrics")
     assert "eBPF by libbpf: runq" in idle.sh("qosctl status")
     assert "Traceback" not in idle.journal_text()
-    assert links(idle) == before + 8
+    assert links(idle) == before + 9
     idle.drop_in("[Service]\nRestart=no")
     idle.sh("systemctl kill -s KILL qosd")
     idle.until(f"[ $(python3 /var/tmp/links.py) = {before} ]", seconds=60)
@@ -105,7 +113,7 @@ def test_without_the_capabilities_there_is_no_probe_and_the_daemon_works(idle: G
     idle.hog(threads=2)
     idle.until(f"grep -q 1 {CGROUP}/be.slice/cpu.idle", seconds=60)
     status = idle.status_when(tried)
-    assert set(probes(status).values()) == {"absent"}
+    assert set(probes(status).values()) == {"absent", "off"}
     assert "CAP_BPF and CAP_PERFMON are needed" in status["ebpf"]["why"]
     assert "CAP_BPF" in idle.status_of("qosctl doctor")[1]
     assert "Traceback" not in idle.journal_text()
@@ -116,60 +124,25 @@ def test_a_kernel_that_does_not_describe_its_types_costs_the_probes_alone(idle: 
     idle.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
     idle.sh("systemctl start qosd")
     status = idle.status_when(tried)
-    assert set(probes(status).values()) == {"absent"}
+    assert set(probes(status).values()) == {"absent", "off"}
     assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["why"]
     assert "python3-bpfcc" in status["ebpf"]["why"]
     assert "Traceback" not in idle.journal_text()
 
 
-BOTH = r"""
-import json, os, subprocess, sys, time
-from qosd.ebpf.bcc import open_tracing
+BESIDE = r"""
+import json, os, sys, time
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.runq import Root
 from qosd.ebpf.tracing import Tracing, TracingOptions
 
-def rss():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-
-BASE = "/sys/fs/cgroup/qosd-both"
-ids = {}
-for name in ("", "/victim", "/hog"):
-    os.mkdir(BASE + name)
-    ids[name.strip("/")] = os.stat(BASE + name).st_ino
-
-def run(group, code):
-    enter = f"import os; open({BASE + '/' + group + '/cgroup.procs'!r}, 'w').write('0')\nos.sched_setaffinity(0, {{1}})\n"
-    return subprocess.Popen([sys.executable, "-I", "-S", "-c", enter + code])
-
-library, options = Library(), TracingOptions(probes=("runq",))
-costs = {}
-sides = {}
-for name, opener in (("libbpf", lambda: Tracing.open(library, {}, options)), ("bcc", lambda: open_tracing(library, options))):
-    before, start = rss(), time.perf_counter()
-    sides[name] = opener()
-    costs[name] = {"seconds": time.perf_counter() - start, "rss_kb": rss() - before}
-for side in sides.values():
-    side.set_roots({ids["victim"]: Root(watched=True, threshold_ns=1_000_000)})
-hog = run("hog", "while True: pass")
-run("victim", "import time\nfor _ in range(400): time.sleep(.002); sum(range(20000))").wait()
-hog.kill(); hog.wait()
-answers = {}
-for name, side in sides.items():
-    runq = side.read().runq
-    waits = runq.workloads[ids["victim"]].waits
-    answers[name] = {
-        "count": waits.count, "slots": waits.slots, "p50": waits.quantile_ns(.5), "p99": waits.quantile_ns(.99),
-        "hog_ns": sum(b.ns for b in runq.blames if b.culprit == ids["hog"]), "events": len(list(side.events())),
-        "unknown_ns": runq.workloads[ids["victim"]].unknown_ns,
-    }
-    side.close()
-json.dump({"costs": costs, "answers": answers}, sys.stdout)
-for name in ("/hog", "/victim", ""):
-    while "populated 1" in open(BASE + name + "/cgroup.events").read(): pass
-    os.rmdir(BASE + name)
+ls = os.stat("/sys/fs/cgroup/ls.slice").st_ino
+tracing = Tracing.open(Library(), {ls: Root(watched=True)}, TracingOptions(probes=("runq",)))
+time.sleep(15)
+waits = tracing.read().runq.workloads[ls].waits
+json.dump({"count": waits.count, "p50_usec": waits.quantile_ns(.5) / 1000}, sys.stdout)
 """
+"""libbpf's program on the same load, outside of the sandbox that hides BTF."""
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +153,37 @@ def with_bcc(share: Path, deb: Path) -> Iterator[Guest]:
         yield guest
 
 
-def test_bcc_and_libbpf_see_the_same_load_alike(with_bcc: Guest, share: Path) -> None:
-    """Both on the same hooks at the same time: the number of waits within 2 %, the quantiles within one bucket."""
-    (share / "both.py").write_text(BOTH)
-    found = json.loads(with_bcc.sh("/usr/lib/qosd/bin/python3 -I /mnt/share/both.py", timeout=300))
-    (share / "both.json").write_text(json.dumps(found))
-    libbpf, bcc = found["answers"]["libbpf"], found["answers"]["bcc"]
-    assert libbpf["count"] > 300
-    assert bcc["count"] == pytest.approx(libbpf["count"], rel=0.02)
-    for quantile in ("p50", "p99"):
-        assert 0.5 <= bcc[quantile] / libbpf[quantile] <= 2
-    assert 0.1 * libbpf["hog_ns"] < bcc["hog_ns"] < 1.1 * libbpf["hog_ns"]
-    assert bcc["hog_ns"] + bcc["unknown_ns"] > 0.9 * libbpf["hog_ns"]
-    assert libbpf["events"] > 0
-    assert bcc["events"] > 0
+def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_goes_on_meanwhile(
+    with_bcc: Guest, share: Path
+) -> None:
+    """In the unit's sandbox, with its limit of memory and its watchdog; emulated, bcc takes minutes.
+
+    What it counts is what libbpf's program counts: the medians within one bucket of the histogram. That the
+    numbers of waits agree within 2 % is tested natively.
+    """
+    with_bcc.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
+    with_bcc.configure(f"[ebpf]\nmax_overhead_pct = 100.0{EQUALS}")
+    with_bcc.sh("systemctl restart qosd", timeout=120)
+    compiling = with_bcc.status_when(tried)
+    with_bcc.until("journalctl -u qosd -o cat | grep -q 'probes attached by bcc'", seconds=900)
+    with_bcc.sh(VICTIM)
+    with_bcc.sh(HOG)
+    with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] > 0, tries=60)
+    (share / "beside.py").write_text(BESIDE)
+    beside = json.loads(with_bcc.sh("/usr/lib/qosd/bin/python3 -I /mnt/share/beside.py", timeout=300))
+    status = with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] >= 10, tries=60)
+    assert compiling["ebpf"]["loader"] == "bcc" or "bcc is compiling" in compiling["ebpf"]["why"]
+    assert status["tick"] > compiling["tick"]
+    assert status["ebpf"]["loader"] == "bcc"
+    assert "CONFIG_DEBUG_INFO_BTF" in status["ebpf"]["loader_why"]
+    assert probes(status) == {
+        "runq": "attached",
+        "reclaim": "absent",
+        "blkio": "absent",
+        "tcp": "off",
+        "cpi": "off",
+    }
+    assert beside["count"] >= 10
+    assert 0.5 <= waits(status, "ls.slice")["p50_usec"] / beside["p50_usec"] <= 2
+    assert with_bcc.sh("systemctl show -p NRestarts --value qosd").strip() == "0"
+    assert "Traceback" not in with_bcc.journal_text()

@@ -82,14 +82,16 @@ def until_cached(guest: Guest, group: str, mib: int) -> None:
 
 
 def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched(idle: Guest) -> None:
-    """Case 41: clean cache in chunks; shmem, anon and LS's cache stay; 6.1 has no swappiness and is asked without."""
+    """Case 41: clean cache in chunks, that of ended jobs too; shmem, anon and LS's cache stay; 6.1 has no swappiness."""
     guest = idle
     guest.configure(WATERMARKS)
+    guest.sh("truncate -s 60M /var/tmp/test-ended; systemctl start be.slice")
+    guest.sh("systemd-run -q --wait --collect --slice=be.slice cat /var/tmp/test-ended")
     start(guest, "hot", "ls.slice", reads(80, "hot"))
     start(guest, "cold", "be.slice", reads(300, "cold"))
     start(guest, "shm", "be.slice", "head -c 150M /dev/zero >/dev/shm/test-shm; sleep inf")
     until_cached(guest, "ls.slice", 78)
-    until_cached(guest, "be.slice", 295)
+    until_cached(guest, "be.slice", 350)
     guest.until("[ $(stat -c %s /dev/shm/test-shm) -ge 157286400 ]", seconds=120)
     ls_before = cache(guest, "ls.slice")
     guest.sh("systemctl start qosd")
@@ -98,7 +100,7 @@ def test_cold_cache_of_be_goes_down_to_its_watermark_and_nothing_else_is_touched
 
     told = of(status, "be.slice")
     assert cache(guest, "be.slice") <= 70
-    assert told["freed"] >= 200 * MIB
+    assert told["freed"] >= 260 * MIB
     assert told["refaulted"] <= told["freed"] / 100
     assert told["errors"] == {}
     assert stat(guest, "be.slice")["shmem"] >= 149 * MIB
@@ -174,7 +176,8 @@ def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daem
     guest.until(f"[ $(cat {CGROUP}/testls.slice/memory.current) -ge 100000000 ]", seconds=120)
     assert guest.read("testls.slice/memory.low") == "0"
     guest.sh("systemctl start qosd")
-    enough = f"[ $(cat {CGROUP}/testls.slice/memory.low) -ge 100000000 ]"
+    # With the multi-generational LRU, which Debian's 6.12 has on, memory.low alone only means the second turn.
+    enough = f"[ $(cat {CGROUP}/testls.slice/memory.low) -ge 100000000 -a $(cat {CGROUP}/testls.slice/memory.min) -ge 100000000 ]"
     guest.until(enough, seconds=120)
 
     guest.sh("systemctl daemon-reload; sleep 2")
@@ -184,6 +187,10 @@ def test_protection_follows_what_ls_uses_through_a_reload_and_ends_with_the_daem
     assert of(status, "manual/child")["phase"] == "off"
     assert of(status, "manual/child")["page_cache"] is None
 
-    guest.sh("systemctl kill -s KILL qosd; systemctl stop qosd")
+    # Case 47: its own memory.max ends it, and what undoes its writes fits into what is left.
+    guest.sh(f"echo 20M >{CGROUP}/qosd.slice/qosd.service/memory.max")
+    guest.until(f"grep -q 'oom_kill [1-9]' {CGROUP}/qosd.slice/memory.events", seconds=60)
+    guest.sh("systemctl stop qosd")
+    assert guest.read("testls.slice/memory.min") == "0"
     guest.until(f"[ $(cat {CGROUP}/testls.slice/memory.low) = 0 ]", seconds=60)
     guest.sh(f"rmdir {CGROUP}/manual/child {CGROUP}/manual")

@@ -64,6 +64,14 @@ udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(10): udp.sendto(bytes(100), ('127.0.0.1', 9))
 """).wait()
 
+run("victim", """
+import socket
+server = socket.create_server(('127.0.0.1', 0))
+client, (peer, _) = socket.create_connection(server.getsockname()), server.accept()
+for _ in range(500): client.sendall(b'x'); peer.sendall(peer.recv(1)); client.recv(1)
+""").wait()
+tcp = tracing.read().tcp.workloads[ids["victim"]]
+
 json.dump({
     "absent": {name: str(error) for name, error in tracing.absent.items()},
     "opened_ms": opened * 1e3,
@@ -74,6 +82,7 @@ json.dump({
     "stalls": stall.count if stall else 0,
     "written": written,
     "packets": prio.read()[ids[""]].packets,
+    "rtt_us": tcp.rtt.quantile_ns(.5) / 1e3 if tcp.rtt.count else None,
 }, sys.stdout)
 tracing.close(); prio.close()
 for name in ("/hog", "/victim", ""):
@@ -91,7 +100,8 @@ def answers(installed: Guest, share: Path) -> dict[str, Any]:
 
 
 def test_every_probe_answers_on_this_kernel(answers: dict[str, Any]) -> None:
-    """Loaded without an absent one; a hog is blamed, a limit's stalls and its IO are charged, packets counted."""
+    """Loaded without an absent one; a hog is blamed, a limit's stalls and its IO are charged, packets counted,
+    round trips told."""
     assert answers["absent"] == {}
     assert answers["p99_ms"] > 1
     assert answers["culprits"][answers["hog"]] == max(answers["culprits"].values())
@@ -99,3 +109,4 @@ def test_every_probe_answers_on_this_kernel(answers: dict[str, Any]) -> None:
     assert answers["stalls"] > 0
     assert sum(count for _, count in answers["written"]) > 0
     assert answers["packets"] == 10
+    assert 1 < answers["rtt_us"] < 1_000_000

@@ -37,10 +37,27 @@ struct thread_info {
 	__u32 cpu;
 };
 
+struct rq {
+	__u64 clock;
+};
+
+struct cfs_rq {
+	struct rq *rq;
+};
+
+struct sched_entity {
+	struct cfs_rq *cfs_rq;
+};
+
+struct sched_info {
+	unsigned long long run_delay;
+	unsigned long long last_queued;
+};
+
 struct task_struct {
 	struct thread_info thread_info;
-	unsigned int __state;
-	int on_cpu;
+	struct sched_entity se;
+	struct sched_info sched_info;
 	int pid;
 	struct css_set *cgroups;
 };
@@ -72,6 +89,18 @@ struct request {
 	unsigned int __data_len;
 	struct bio *bio;
 	__u64 start_time_ns;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+struct sock {
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct tcp_sock {
+	__u32 srtt_us;
 };
 
 #pragma clang attribute pop

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The run-queue probe once more, for bcc: for kernels that do not describe their types, compiled on the host with
- * its headers. The maps hold the very structures of runq.c, which explains them, so that the same decoders read
- * both. Loops are unrolled, so roots are looked for DEPTH levels up and waits are shared out among RECENT
- * occupants; what is further away is in no workload, or unknown_ns. Its cost is timed in the same way.
+ * its headers. The maps that are read hold the very structures of runq.c, which explains them, so that the same
+ * decoders read both. The headers do not have struct rq, whose clock the kernel's own times of a wait are in: this
+ * program is called at wake-ups too, and reads the clock itself. Loops are unrolled, so roots are looked for DEPTH
+ * levels up and waits are shared out among RECENT occupants; what is further away is in no workload, or
+ * unknown_ns. Its cost is timed in the same way.
  *
  * CPUS, SLOTS, PAIRS, BLAME_FLOOR_NS and EVENT_GAP_NS are defined by who compiles this.
  */
@@ -24,14 +26,15 @@ struct qosd_root {
 	u32 flags;
 };
 
+/* Two whose pids are the same modulo TASKS share one: if the first was waiting just then, its wait is not seen. */
 struct qosd_task {
-	u64 waiting_since;
+	u64 waiting_since; /* 0: not waiting */
 	u64 cgroup;
 	u32 pid;
 	u32 generation;
 	u16 slot;
 	u16 watched;
-	u32 cpu;
+	u32 cpu; /* where it waits */
 };
 
 struct qosd_settings {

@@ -6,6 +6,11 @@
  * A throttled task (cpu.max) is runnable too: the reader takes nr_throttled into account, this program can't.
  * Everything stays in maps that the daemon reads each tick; only a wait above the workload's threshold is sent.
  *
+ * The kernel keeps the times itself (CONFIG_SCHED_INFO, what /proc/PID/schedstat shows): sched_info.last_queued is
+ * when the task came to this run queue, run_delay what it has waited before, here or on another one. Both are in
+ * time of the run queue's clock, which __schedule() has just set, and sched_info_arrive() adds the one to the other
+ * only after this tracepoint, in prepare_task_switch(). So one hook sees a whole wait, and no clock is read.
+ *
  * The scheduler's path is hot, so everything on it is an array: the lookup of an array is a few instructions of
  * the program itself on every kernel, while that of a hash, a per-CPU map or a task's storage is a call.
  */
@@ -14,6 +19,7 @@
 
 #define HISTORY 32
 #define TASKS (1u << 16)
+#define NOWHERE 0xffffffffu
 
 struct runq_settings {
 	__u64 blame_floor_ns; /* shorter waits are counted, but nobody is blamed for them */
@@ -30,17 +36,17 @@ struct runq_settings runq_settings SEC(".data.runq") = {
 };
 
 /*
- * A task, found by its pid. Two whose pids are the same modulo TASKS share one, and the later takes it: if the
- * other one was waiting just then, that wait is not seen, and counted as such. 32 bytes, so never in two lines.
+ * A task, found by its pid. Two whose pids are the same modulo TASKS share one, and the later takes it: of the
+ * other's next wait only what it waits on its last CPU is seen then. 32 bytes, so never in two lines.
  */
 struct task {
-	__u64 waiting_since; /* 0: not waiting */
-	__u64 cgroup;        /* what slot and watched were looked up for; ids are never used twice */
+	__u64 waited; /* run_delay as it was when the task last got a CPU */
+	__u64 cgroup; /* what slot and watched were looked up for; ids are never used twice */
 	__u32 pid;
 	__u32 generation;
 	__u16 slot;
 	__u16 watched;
-	__u32 cpu; /* where it waits */
+	__u32 came_from; /* the CPU that it was last moved away from, or NOWHERE */
 };
 
 struct {
@@ -113,7 +119,7 @@ struct cpu {
 	__u32 reserved;
 	__u64 lost_events;
 	__u64 new_blames;
-	__u64 unseen; /* waits that were not counted: the task's element went to another */
+	__u64 unseen; /* bcc's program alone: waits that were not counted */
 	__u64 cost_ns; /* of the runs that were timed */
 	__u64 pad[3];
 };
@@ -155,26 +161,23 @@ static __always_inline __u32 cpu_of(struct task_struct *task)
 	return bpf_core_field_exists(task->thread_info.cpu) ? task->thread_info.cpu : bpf_get_smp_processor_id();
 }
 
-static __always_inline void count_unseen(void)
-{
-	struct cpu *here = cpu_state(bpf_get_smp_processor_id());
-
-	if (here)
-		here->unseen++;
-}
-
 /* The multiplier is odd, so every index is taken once; neighbours in pid do not share a cache line. */
-static __always_inline struct task *task_of(__u32 pid)
+static __always_inline struct task *element(__u32 pid)
 {
 	__u32 index = pid * 40503u & (TASKS - 1);
-	struct task *task = bpf_map_lookup_elem(&runq_tasks, &index);
+
+	return bpf_map_lookup_elem(&runq_tasks, &index);
+}
+
+static __always_inline struct task *task_of(__u32 pid, __u64 waited)
+{
+	struct task *task = element(pid);
 
 	if (task && task->pid != pid) {
-		if (task->waiting_since)
-			count_unseen();
 		task->pid = pid;
 		task->cgroup = NOBODY;
-		task->waiting_since = 0;
+		task->waited = waited;
+		task->came_from = NOWHERE;
 	}
 	return task;
 }
@@ -221,7 +224,7 @@ static __always_inline void blame(__u64 victim, struct occupant *culprit, __u64 
 
 struct share {
 	struct event *event;
-	struct cpu *there; /* where the victim waited */
+	struct cpu *there; /* where the victim waited from since until until */
 	struct cpu *here;
 	struct waits *waits;
 	__u64 since;
@@ -260,57 +263,71 @@ static __always_inline void share_out(struct share *share)
 		share->waits->unknown_ns += share->until - share->since;
 }
 
-static __always_inline void send(struct event *event, struct waits *waits, struct cpu *here)
+static __always_inline void send(struct event *event, struct waits *waits, struct cpu *here, __u64 now)
 {
 	waits->breaches++;
-	if (waits->last_event && event->monotonic_ns - waits->last_event < runq_settings.event_gap_ns)
+	if (waits->last_event && now - waits->last_event < runq_settings.event_gap_ns)
 		return;
-	waits->last_event = event->monotonic_ns;
+	waits->last_event = now;
+	event->monotonic_ns = bpf_ktime_get_ns(); /* the run queue's clock is another */
 	if (bpf_ringbuf_output(&runq_events, event, sizeof(*event), 0))
 		here->lost_events++;
 }
 
-static __always_inline void look_closer(struct task *task, struct waits *waits, struct event *event, struct cpu *here)
+struct wait {
+	__u64 now;
+	__u64 queued_ns; /* here */
+	__u64 before_ns; /* before that, on the CPU that it was moved away from */
+};
+
+/*
+ * Who had the CPU where the task waited before it was moved here, and then here. The clocks of two run queues may
+ * be apart by as much as sched_clock() of two CPUs is: nothing where the TSC is stable.
+ */
+static __always_inline void look_closer(struct task *task, struct wait *wait, struct waits *waits,
+					struct event *event, struct cpu *here)
 {
 	__u32 slot = task->slot;
 	struct workload *workload = bpf_map_lookup_elem(&runq_workloads, &slot);
 	struct share share = {
-		.event = event, .there = cpu_state(task->cpu), .here = here, .waits = waits,
-		.since = event->monotonic_ns - event->wait_ns, .until = event->monotonic_ns,
+		.event = event, .there = here, .here = here, .waits = waits,
+		.since = wait->now - wait->queued_ns, .until = wait->now,
 	};
 
 	if (!workload)
 		return;
 	event->victim = workload->root;
-	if (share.there)
-		share_out(&share);
+	share_out(&share);
+	if (wait->before_ns) {
+		share.until = wait->now - wait->queued_ns;
+		share.since = share.until - wait->before_ns;
+		share.there = cpu_state(task->came_from);
+		if (share.there)
+			share_out(&share);
+		else
+			waits->unknown_ns += wait->before_ns;
+	}
 	if (!workload->threshold_ns || event->wait_ns < workload->threshold_ns)
 		return;
 	event->culprit_root = root_of(share.culprit_slot);
-	send(event, waits, here);
+	send(event, waits, here, wait->now);
 }
 
-static __always_inline void end_wait(struct task *task, __u32 cpu, struct cpu *here, __u64 now)
+static __always_inline void end_wait(struct task *task, __u32 cpu, struct cpu *here, struct wait *wait)
 {
-	__u64 since = task->waiting_since;
+	__u64 ns = wait->queued_ns + wait->before_ns;
 	__u32 index = task->slot * runq_settings.cpus + cpu;
-	struct waits *waits;
+	struct waits *waits = bpf_map_lookup_elem(&runq_waits, &index);
 
-	task->waiting_since = 0;
-	if (!task->watched || now <= since)
-		return;
-	waits = bpf_map_lookup_elem(&runq_waits, &index);
 	if (!waits)
 		return;
-	waits->slots[histogram_slot(now - since)]++;
-	waits->total_ns += now - since;
-	if (now - since < runq_settings.blame_floor_ns)
+	waits->slots[histogram_slot(ns)]++;
+	waits->total_ns += ns;
+	if (ns < runq_settings.blame_floor_ns)
 		return;
 
-	struct event event = {
-		.monotonic_ns = now, .wait_ns = now - since, .victim_cgroup = task->cgroup, .cpu = cpu, .pid = task->pid,
-	};
-	look_closer(task, waits, &event, here);
+	struct event event = { .wait_ns = ns, .victim_cgroup = task->cgroup, .cpu = cpu, .pid = task->pid };
+	look_closer(task, wait, waits, &event, here);
 }
 
 static __always_inline void occupy(struct cpu *here, __u64 cgroup, __u32 slot, __u64 now)
@@ -324,66 +341,24 @@ static __always_inline void occupy(struct cpu *here, __u64 cgroup, __u32 slot, _
 	here->head = head;
 }
 
-/* What is known to be in no workload waits unseen: the clock is most of what a run costs. */
-static __always_inline bool is_unwatched(struct task *task)
-{
-	return !task->watched && task->cgroup != NOBODY && task->generation == runq_settings.generation;
-}
-
-static __always_inline int woken(struct task_struct *woken, bool is_new)
-{
-	struct task *task;
-	struct cpu *here;
-	__u64 now;
-
-	/* Woken before it was switched out: it never left the CPU. on_cpu is only there with CONFIG_SMP. */
-	if (bpf_core_field_exists(woken->on_cpu) && woken->on_cpu)
-		return 0;
-	task = task_of(woken->pid);
-	/* Preempted on its way to sleep, and woken then: it has been waiting since. */
-	if (!task || (!is_new && (task->waiting_since || is_unwatched(task))))
-		return 0;
-	now = bpf_ktime_get_ns();
-	task->cpu = cpu_of(woken);
-	task->waiting_since = now;
-	if (is_sampled(now) && (here = cpu_state(bpf_get_smp_processor_id())))
-		__sync_fetch_and_add(&here->cost_ns, cost_since(now));
-	return 0;
-}
-
-SEC("tp_btf/sched_wakeup")
-int BPF_PROG(runq_wakeup, struct task_struct *task)
-{
-	return woken(task, false);
-}
-
-SEC("tp_btf/sched_wakeup_new")
-int BPF_PROG(runq_wakeup_new, struct task_struct *task)
-{
-	return woken(task, true);
-}
-
-static __always_inline void leave(struct task_struct *prev, __u32 cpu, __u64 now)
-{
-	struct task *task = task_of(prev->pid);
-
-	if (task) {
-		task->waiting_since = now;
-		task->cpu = cpu;
-	}
-}
-
 static __always_inline void enter(struct task_struct *next, __u32 cpu, struct cpu *here, __u64 now)
 {
+	__u64 queued = next->sched_info.last_queued, waited = next->sched_info.run_delay;
 	struct cgroup *cgroup = task_cgroup(next);
 	__u64 id = cgroup->kn->id;
-	struct task *task = task_of(next->pid);
+	struct task *task = task_of(next->pid, waited);
+	struct wait wait = { .now = now };
 
 	if (!task)
 		return;
 	find_root(task, cgroup, id);
-	if (task->waiting_since)
-		end_wait(task, cpu, here, now);
+	if (queued && now > queued)
+		wait.queued_ns = now - queued;
+	if (waited > task->waited)
+		wait.before_ns = waited - task->waited;
+	task->waited = waited + wait.queued_ns; /* as sched_info_arrive() will have it */
+	if (task->watched && queued)
+		end_wait(task, cpu, here, &wait);
 	occupy(here, id, task->slot, now);
 }
 
@@ -391,19 +366,30 @@ static __always_inline void enter(struct task_struct *next, __u32 cpu, struct cp
 SEC("tp_btf/sched_switch")
 int BPF_PROG(runq_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = next->se.cfs_rq->rq->clock; /* every task has a cfs_rq of its CPU, whatever its class: set_task_rq() */
 	__u32 cpu = cpu_of(prev);
 	struct cpu *here = cpu_state(cpu);
+	__u64 began;
 
 	if (!here)
 		return 0;
-	if (prev->pid && (preempt || prev->__state == 0 /* TASK_RUNNING */))
-		leave(prev, cpu, now);
+	began = is_sampled(now) ? bpf_ktime_get_ns() : 0;
 	if (next->pid)
 		enter(next, cpu, here, now);
 	else
 		occupy(here, NOBODY, 0, now);
-	if (is_sampled(now))
-		__sync_fetch_and_add(&here->cost_ns, cost_since(now));
+	if (began)
+		here->cost_ns += cost_since(began);
+	return 0;
+}
+
+/* Rarer than a switch, and before the task's CPU is another. Of a task that nobody waits for it means nothing. */
+SEC("tp_btf/sched_migrate_task")
+int BPF_PROG(runq_migrate, struct task_struct *moved)
+{
+	struct task *task = element(moved->pid);
+
+	if (task && task->pid == (__u32)moved->pid)
+		task->came_from = cpu_of(moved);
 	return 0;
 }

@@ -6,3 +6,4 @@
 #include "runq.c"
 #include "reclaim.c"
 #include "blkio.c"
+#include "tcp.c"

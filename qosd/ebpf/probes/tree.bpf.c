@@ -86,12 +86,12 @@ int tree_walk(struct bpf_iter__cgroup *ctx)
 	record = bpf_map_lookup_elem(&tree_records, &index);
 	if (!record)
 		return 0;
-	record->id = BPF_CORE_READ(cgroup, kn, id);
-	record->parent = BPF_CORE_READ(cgroup, self.parent, cgroup, kn, id);
-	record->usage_nsec = BPF_CORE_READ(used, bstat.cputime.sum_exec_runtime);
-	record->level = BPF_CORE_READ(used, level);
-	record->populated = BPF_CORE_READ(used, nr_populated_csets) +
-			    BPF_CORE_READ(used, nr_populated_domain_children) +
-			    BPF_CORE_READ(used, nr_populated_threaded_children) > 0;
+	/* Followed directly: a probe read is a call, and there would be eleven for each cgroup. */
+	record->id = cgroup->kn->id;
+	record->parent = cgroup->self.parent ? cgroup->self.parent->cgroup->kn->id : 0;
+	record->usage_nsec = used->bstat.cputime.sum_exec_runtime;
+	record->level = used->level;
+	record->populated = used->nr_populated_csets + used->nr_populated_domain_children +
+			    used->nr_populated_threaded_children > 0;
 	return 0;
 }
