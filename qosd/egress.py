@@ -92,10 +92,10 @@ class Egress:
         return () if self._network is None else _changes(self._network.on_readable(now_usec))
 
     def reconfigure(self, config: Config) -> tuple[Change, ...]:
-        before, self._config = self._config.net, config
+        self._config = config
         if not config.net.active:
             return self.close()
-        if self._network is not None and config.net != before:
+        if self._network is not None:  # unchanged too: what the kernel lacked before it may have now
             self._network.reload(config.net)
         return ()
 

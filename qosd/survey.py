@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import subprocess
 
 import psutil
 
@@ -34,6 +33,7 @@ from qosd.oomkillers import NAMES as OOM_KILLERS
 from qosd.schema.fast import Fast
 from qosd.schema.io import wants_disks
 from qosd.sys import DIRECTORY, Sys
+from qosd.systemd import unit_property
 
 _CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 _PMUS = ("cpu", "cpu_core", "armv8_pmuv3", "armv8_pmuv3_0")
@@ -175,25 +175,9 @@ def _oom_killers() -> tuple[str, ...]:
     return tuple(name for name in OOM_KILLERS if name in running)
 
 
-def _systemctl_show(unit: str, name: str) -> str | None:
-    if not os.path.isdir("/run/systemd/system"):
-        return None
-    try:
-        answer = subprocess.run(
-            ["systemctl", "show", f"--property={name}", "--value", unit],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
 def _slices(config: Config) -> tuple[SliceFacts, ...]:
     used = {pattern for rule in config.workload for pattern in rule.match}
-    shown = {name: _systemctl_show(name, "FragmentPath") for name in ("ls.slice", "be.slice") if name in used}
+    shown = {name: unit_property(name, "FragmentPath") for name in ("ls.slice", "be.slice") if name in used}
     return tuple(SliceFacts(name, bool(path)) for name, path in shown.items() if path is not None)
 
 
@@ -208,14 +192,14 @@ def _oomd_slices(config: Config) -> tuple[str, ...]:
     return tuple(
         name
         for name in ("-.slice", *sorted(slices))
-        if any(_systemctl_show(name, setting) == "kill" for setting in settings)
+        if any(unit_property(name, setting) == "kill" for setting in settings)
     )
 
 
 def _unit_capabilities() -> frozenset[str] | None:
-    if not _systemctl_show("qosd.service", "FragmentPath"):
+    if not unit_property("qosd.service", "FragmentPath"):
         return None
-    shown = _systemctl_show("qosd.service", "CapabilityBoundingSet")
+    shown = unit_property("qosd.service", "CapabilityBoundingSet")
     return None if shown is None else frozenset(shown.split())
 
 

@@ -47,15 +47,17 @@ def here(parts: list[str], nics: tuple[str, str] | None, rounds: int | None) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", choices=[[], *_PARTS], help=", ".join(_PARTS))
+    parser.add_argument("parts", nargs="*", help=", ".join(_PARTS))
     parser.add_argument("--native", action="store_true", help="only over a veth pair on this machine")
     parser.add_argument("--vm", action="store_true", help="only over virtio NICs in the guest")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--kernel", default="6.12")
-    parser.add_argument("--smp", default="2", help="the guest's CPUs")
+    parser.add_argument("--icount", help="QEMU's -icount for the guest: shift=0 is 1 ns an instruction")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the guest")
     parser.add_argument("--nics", nargs=2, help="two cards on one wire, to run here over them")
     options = parser.parse_args()
+    if unknown := set(options.parts) - set(_PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if options.nics is not None:
         here(options.parts or list(_PARTS), tuple(options.nics), options.rounds)
         return
@@ -65,7 +67,7 @@ def main() -> None:
         from bench.net import guest  # noqa: PLC0415 - the lab is not in the package, which is all that the guest has
 
         rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
-        guest.measure(options.kernel, options.smp, [*rounds, *options.parts], options.timeout)
+        guest.measure(options.kernel, options.icount, [*rounds, *options.parts], options.timeout)
 
 
 if __name__ == "__main__":

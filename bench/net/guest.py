@@ -14,7 +14,7 @@ _INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-re
 _BENCH = "cd /mnt/share && PYTHONDONTWRITEBYTECODE=1 /usr/lib/qosd/bin/python3 -m bench.net --nics eth0 eth1"
 
 
-def measure(kernel: str, smp: str, arguments: list[str], timeout: float) -> None:
+def measure(kernel: str, icount: str | None, arguments: list[str], timeout: float) -> None:
     """Print what the benchmark prints in there, as it comes."""
     built = sorted((_ROOT / "dist").glob("qosd_*.deb"))
     assert built, "dist has no package: make deb"
@@ -23,10 +23,15 @@ def measure(kernel: str, smp: str, arguments: list[str], timeout: float) -> None
         shutil.copy(built[-1], share / "qosd.deb")
         for package in ("bench", "tests/netns"):
             shutil.copytree(_ROOT / package, share / Path(package).name)
-        with Machine.boot(kernel=kernel, smp=smp, share=share, nics=2) as machine:
+        with Machine.boot(
+            kernel=kernel, smp="1", share=share, nics=2, offloads=True, icount=icount
+        ) as machine:
             machine.run(f"{_INSTALL} && systemctl stop qosd", timeout=300)
             release = machine.run("uname -r").stdout.strip()
-            print(f"\nIn the guest: Linux {release}, {smp} CPU(s), {machine.accelerator}", flush=True)
+            print(
+                f"\nIn the guest: Linux {release}, one CPU, {machine.accelerator}, icount {icount}",
+                flush=True,
+            )
             job = machine.start(" ".join([_BENCH, *arguments]))
             shown, deadline = 0, time.monotonic() + timeout
             while job.running and time.monotonic() < deadline:

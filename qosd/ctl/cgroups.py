@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 
 from qosd.model import printable
+from qosd.systemd import unit_property
 
 _UNIT_SUFFIXES = (".service", ".scope", ".slice", ".socket", ".mount", ".swap")
 
@@ -21,7 +21,7 @@ def resolve(text: str, known: Mapping[str, str], mount: str | None) -> list[str]
     if named or same_unit:
         return sorted(named or same_unit)
     if "/" not in path and path.endswith(_UNIT_SUFFIXES):
-        return [_ask_systemd(path) or guess_unit(path)]
+        return [(unit_property(path, "ControlGroup") or "").lstrip("/") or guess_unit(path)]
     return [path]
 
 
@@ -46,19 +46,3 @@ def guess_unit(unit: str) -> str:
         return f"system.slice/{unit}"
     parts = unit.removesuffix(".slice").split("-")
     return "/".join("-".join(parts[: count + 1]) + ".slice" for count in range(len(parts)))
-
-
-def _ask_systemd(unit: str) -> str | None:
-    if not os.path.isdir("/run/systemd/system"):
-        return None
-    try:
-        answer = subprocess.run(
-            ["systemctl", "show", "--property=ControlGroup", "--value", "--", unit],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip().lstrip("/") or None

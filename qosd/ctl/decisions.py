@@ -8,6 +8,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from qosd.audit import NETWORK
 from qosd.ctl import client, screen
 from qosd.ctl.options import print_json
 from qosd.ctl.status import short_reason
@@ -36,7 +37,11 @@ def table(records: tuple[DecisionRecord, ...], now: float) -> Table:
     built = screen.table("AGO", "CGROUP", "FILE", "CHANGE", "RESULT", "WHY", right=("AGO",))
     for record in records:
         change = f"{record.old} -> {record.new}" if record.old else record.new
-        why = short_reason(record.reason.text) + (f"; {record.error}" if record.error else "")
+        text = record.reason.text
+        # What happened to an uplink has no other place that says it whole.
+        why = (text if record.file == NETWORK else short_reason(text)) + (
+            f"; {record.error}" if record.error else ""
+        )
         style = "yellow" if record.error else ""
         ago = screen.duration(max(now - record.time, 0.0))
         built.add_row(ago, record.path, record.file, change, record.result, Text(why, style))

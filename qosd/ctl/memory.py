@@ -60,6 +60,10 @@ def sentences(each: WorkloadMemory) -> Iterator[Text]:
             f"Asked for {screen.size(each.asked)}, freed {screen.size(each.freed)},"
             f" of which {screen.size(each.refaulted)} was read again."
         )
+    for part in each.parts if len(each.parts) > 1 else ():
+        how = {True: "uses no CPU", False: "works", None: "seen once"}[part.idle]
+        held = f"; {part.held}" if part.held is not None else ""
+        yield Text(f"  {part.path}: {screen.size(part.page_cache)} of page cache, {how}{held}")
 
 
 def find(view: MemoryView | None, path: str) -> WorkloadMemory | None:

@@ -20,6 +20,7 @@ _WHY = {
     "floor": "be_floor_pct: LS and system use the target up",
 }
 """By what bound the ceiling in this tick."""
+_DOWN = ("down", "lowerlayerdown", "notpresent")
 _INNER = ("link", "be-tier")
 """Classes that count once more what their leaves count."""
 
@@ -78,6 +79,8 @@ def _why(uplink: UplinkView) -> str:
         return "nothing is decided yet"
     if not uplink.shaped:
         return "not shaped in this mode"
+    if uplink.operstate in _DOWN:
+        return "the link is down; it stays shaped"
     if not uplink.reason.rule.endswith("/ceiling"):
         return "what LS and system send is not known now"
     return _WHY.get(uplink.reason.clamp, str(uplink.reason.clamp))

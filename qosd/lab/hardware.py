@@ -29,6 +29,7 @@ class Hardware:
     swap: str | None = None  # size of a swap disk, on from the start
     extra_disks: Sequence[Path | str] = ()  # images, kept as the guest leaves them, or sizes of empty ones
     nics: int = 0  # on one wire with each other and with nothing else
+    offloads: bool = False  # the wire takes packets of 64 KiB and unsummed ones; needs root
     append: str = ""  # more kernel command line
     icount: str | None = None  # QEMU's -icount, emulated only: time goes by the instructions executed
 
@@ -43,6 +44,7 @@ class Wiring:
     virtiofsd: Path | None
     disks: Sequence[tuple[str, Path]]  # serial and image, in the order of vdb, vdc...
     terminal: bool = False
+    taps: Sequence[int] = ()  # the wire's ends, for a guest with offloads
 
 
 def mebibytes(size: str) -> int:
@@ -68,7 +70,7 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
         *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={wiring.agent}"),
         *("-device", f"virtserialport,chardev=agent,name={PORT}"),
         *_share(wiring.virtiofsd),
-        *_nics(hardware.nics),
+        *_nics(hardware.nics, wiring.taps),
         *(
             ("-chardev", "stdio,id=term,signal=off", "-device", "virtconsole,chardev=term")
             if wiring.terminal
@@ -137,7 +139,8 @@ def _share(virtiofsd: Path | None) -> Iterator[str]:
         yield from ("-device", f"vhost-user-fs-pci,chardev=share,tag={SHARE_TAG}")
 
 
-def _nics(count: int) -> Iterator[str]:
+def _nics(count: int, taps: Sequence[int]) -> Iterator[str]:
     for index in range(count):
-        yield from ("-netdev", f"hubport,id=net{index},hubid=0")
+        end = f"tap,id=net{index},fd={taps[index]}" if taps else f"hubport,id=net{index},hubid=0"
+        yield from ("-netdev", end)
         yield from ("-device", f"virtio-net-pci,netdev=net{index},mac=52:54:00:71:6f:{index:02x}")

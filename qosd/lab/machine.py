@@ -16,6 +16,7 @@ from qosd.lab.accelerator import accelerator
 from qosd.lab.channel import Channel, Done, Job, MachineLostError
 from qosd.lab.hardware import SHARE_TAG, Hardware, Wiring, mebibytes, qemu_command
 from qosd.lab.image import Image, cache_dir, ensure_image
+from qosd.lab.taps import wired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ class Options(TypedDict, total=False):
     swap: str | None
     extra_disks: Sequence[Path | str]
     nics: int
+    offloads: bool
     append: str
     icount: str | None
 
@@ -123,6 +125,9 @@ class Machine:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="qosd-lab-")))
         ours, theirs = socket.socketpair()
         self._cleanup.enter_context(ours)
+        taps = wired(self.hardware.nics) if self.hardware.offloads else []
+        for tap in taps:
+            self._cleanup.callback(os.close, tap)
         with theirs:
             self.accelerator = accelerator(image)
             wiring = Wiring(
@@ -132,9 +137,10 @@ class Machine:
                 virtiofsd=self._virtiofsd(directory) if self.share else None,
                 disks=list(_disks(self.hardware, directory)),
                 terminal=self._terminal,
+                taps=taps,
             )
             command = qemu_command(self.hardware, image, wiring)
-            self._qemu = self._spawn(command, directory / "qemu.log", pass_fds=(theirs.fileno(),))
+            self._qemu = self._spawn(command, directory / "qemu.log", pass_fds=(theirs.fileno(), *taps))
         self._channel = Channel(ours, lambda: self._last_words(directory))
         self._channel.wait_for_agent(BOOT_TIMEOUT)
         self.seconds_to_agent = time.monotonic() - started

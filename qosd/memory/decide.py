@@ -13,11 +13,24 @@ from qosd.memory.trouble import Trouble, trouble
 from qosd.model import Snapshot, Workload, printable
 from qosd.plan import Desired
 
+_PARTS = 8
+
 
 class State(msgspec.Struct, frozen=True, gc=False):
     protection: protection.State = protection.State()
     limits: limits.State = limits.State()
     reclaim: reclaim.State = reclaim.State()
+
+
+class PartMemory(msgspec.Struct, frozen=True):
+    """A cgroup of the workload as background reclaim saw it last."""
+
+    path: str
+    page_cache: int
+    idle: bool | None
+    """It used no CPU; None: seen once only."""
+    held: str | None
+    """Why nothing is asked of it, for now."""
 
 
 class WorkloadMemory(msgspec.Struct, frozen=True):
@@ -39,6 +52,8 @@ class WorkloadMemory(msgspec.Struct, frozen=True):
     freed: int
     refaulted: int
     errors: dict[str, int]
+    parts: tuple[PartMemory, ...] = ()
+    """Those with the most page cache of their own."""
 
 
 class MemoryView(msgspec.Struct, frozen=True):
@@ -79,6 +94,7 @@ def decide(
         now.host.pgscan_direct,
         tuple(
             _workload(
+                now,
                 workload,
                 by_protection.get(workload.id),
                 by_limit.get(workload.id),
@@ -92,6 +108,7 @@ def decide(
 
 
 def _workload(
+    now: Snapshot,
     workload: Workload,
     protected: protection.Protected | None,
     limited: str | None,
@@ -114,4 +131,18 @@ def _workload(
         track.freed,
         track.refaulted,
         track.errors,
+        _parts(now, track),
+    )
+
+
+def _parts(now: Snapshot, track: Track) -> tuple[PartMemory, ...]:
+    largest = sorted(track.parts.values(), key=lambda each: -each.stat.page_cache)[:_PARTS]
+    return tuple(
+        PartMemory(
+            printable(each.path),
+            each.stat.page_cache,
+            each.idle,
+            each.why_held if now.monotonic_usec < each.held_until else None,
+        )
+        for each in largest
     )

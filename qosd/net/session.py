@@ -76,7 +76,7 @@ class Network:
         events = self.uplinks.refresh(now_usec)
         now = self.uplinks.sample(now_usec, self._programs.be_sent(self.uplinks.carriers()))
         wanted = shaping.wants_classes(self.uplinks.config, self._prev, now, self._state)
-        now = self.uplinks.read_classes(now, wanted)
+        now = self.uplinks.read_classes(now, wanted | self.uplinks.unread())
         self._state, self._wanted = shaping.decide(self.uplinks.config, self._prev, now, self._state, limits)
         self._prev = now
         if open_dir is None:

@@ -15,6 +15,7 @@ from qosd.net.drift import of_news, of_reading
 from qosd.net.held import Event, Held, Host, UplinkStatus
 from qosd.net.model import ClassSample, NetSample, Shape, UplinkSample
 from qosd.net.monitor import Monitor
+from qosd.net.status import bit_rate
 from qosd.net.tc import Fault, Tc, TcError
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ class Uplinks:
             ),
         )
 
+    def unread(self) -> frozenset[int]:
+        """Shaped, and the classes not looked at since: the governor knows one that is back at once."""
+        return frozenset(i for i, held in self.held.items() if held.applied is not None) - self.classes.keys()
+
     def read_classes(self, sample: NetSample, wanted: frozenset[int]) -> NetSample:
         """The same sample with the classes of the wanted uplinks; those that fail stay unknown."""
         uplinks = []
@@ -167,7 +172,7 @@ class Uplinks:
                 held.error, held.failures = None, 0
                 if first:
                     events.append(
-                        Event(shape.name, f"shaped: link {shape.speed_bps} bit/s, {shape.reason.text}")
+                        Event(shape.name, f"shaped: link {bit_rate(shape.speed_bps)}, {shape.reason.text}")
                     )
         return tuple(events)
 
@@ -239,9 +244,9 @@ class Uplinks:
             return ()
         renamed = held.link.name != link.name
         held.configured, held.link, held.speed_bps = name, link, speed
-        events = (
-            [Event(link.name, f"uplink {name} is called {link.name} now; it stays shaped")] if renamed else []
-        )
+        now = "again" if name == link.name else "now"
+        said = f"uplink {name} is called {link.name} {now}; it stays shaped"
+        events = [Event(link.name, said)] if renamed else []
         if held.applied is not None and (root is None or not root.is_ours):
             held.applied, held.drift, held.reassert = None, None, False
             events.append(self._fight(held, "somebody deleted our root qdisc", now_usec))

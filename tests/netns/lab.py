@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -167,10 +168,11 @@ class Lab:
         return path
 
     def close(self) -> None:
-        for step in reversed(self._undo):
-            step()
-        _checked(_libc.setns(self._home, CLONE_NEWNET))
-        os.close(self._home)
+        with contextlib.ExitStack() as left:  # all of it, whatever of it fails: other tests follow
+            left.callback(os.close, self._home)
+            left.callback(lambda: _checked(_libc.setns(self._home, CLONE_NEWNET)))
+            for step in self._undo:
+                left.callback(step)
 
     def _rmdir(self, path: Path) -> None:
         if not path.exists():

@@ -94,9 +94,7 @@ def rig(lab: Lab) -> Iterator[Rig]:
 def test_the_view_says_what_is_shaped_how_far_and_what_each_workload_sent(lab: Lab, rig: Rig) -> None:
     before = lab.dump()
     said, view = rig.tick()
-    assert said == [
-        "u0: shaped: link 100000000 bit/s, LS egress is unknown for 1 ticks; BE may send 90.0 Mbit/s"
-    ]
+    assert said == ["u0: shaped: link 100 Mbit/s, LS egress is unknown for 1 ticks; BE may send 90.0 Mbit/s"]
     lab.send(5000, cgroup=rig.cgroups[Tier.BE])
     lab.sink().settled_rate_bps((5000,), 1.0)
     rig.tick()

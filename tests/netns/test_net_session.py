@@ -94,6 +94,7 @@ def test_be_gives_way_to_ls_gets_it_back_and_nothing_is_left(lab: Lab) -> None:
     lab.sink().settled_rate_bps((5001,), 0.2)
     rig.tick()
     lab.sink().rate_bps(1.0)
+    begin = time.monotonic()
     rig.tick()
     # 60 Mbit/s of payload are 63 on the wire.
     assert rig.ceil_bps == pytest.approx(27 * MBIT, abs=5 * MBIT)
@@ -105,7 +106,8 @@ def test_be_gives_way_to_ls_gets_it_back_and_nothing_is_left(lab: Lab) -> None:
     for _ in range(4):
         time.sleep(0.5)
         rig.tick()
-    assert low + 5 * MBIT < rig.ceil_bps <= low + 31 * MBIT
+    # up_pct = 10 of the link a second, however long a busy machine took.
+    assert low + 5 * MBIT < rig.ceil_bps <= low + 10 * MBIT * (time.monotonic() - begin)
     assert [event.text for event in rig.network.close()] == ["released; the kernel's default qdisc is back"]
     assert lab.dump() == before
 

@@ -14,13 +14,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from ctl_daemon import NET, NOW, answers, canned, daemon, records
+from rich.console import Console
 
+from qosd.audit import NETWORK
 from qosd.ctl import cgroups, client, decisions, explain, run
 from qosd.ctl.exits import Failure
 from qosd.ctl.main import cli
 from qosd.errors import ConfigError
 from qosd.files import Key
 from qosd.journal import Entry, Journal, read_boot_id
+from qosd.plan import Reason
+from qosd.status import DecisionRecord
 from qosd.sys import Sys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +249,15 @@ def test_decisions_are_chosen_by_time_and_by_subtree() -> None:
     assert [record.id for record in decisions.select(records(), NOW - 600, None)] == [2, 3]
     assert [record.id for record in decisions.select(records(), None, "be.slice")] == [1, 2]
     assert decisions.select(records(), None, "be") == ()
+
+
+def test_what_happened_to_an_uplink_is_said_whole() -> None:
+    why = "not shaped: eth0 has a root qdisc of somebody else: tbf 1:"
+    record = DecisionRecord(1, NOW, 1, "eth0", NETWORK, "", "", "failed", Reason("net.uplinks", why))
+    console = Console(width=160)
+    with console.capture() as said:
+        console.print(decisions.table((record,), NOW))
+    assert why in said.get()
 
 
 def test_decisions_show_the_change_and_its_error(sock: str) -> None:

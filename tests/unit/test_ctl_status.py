@@ -7,7 +7,7 @@ import pytest
 from ctl_daemon import MEMORY, NET, NOW, canned
 from rich.console import Console
 
-from qosd.ctl import screen
+from qosd.ctl import network, screen
 from qosd.ctl.status import render
 from qosd.reflex import ReflexStatus
 from qosd.status import Status, TierStatus
@@ -175,3 +175,11 @@ def test_the_screen_shows_what_is_done_about_memory_and_what_stands_in_the_way()
     assert "held" in text
     assert "128 MiB" in text or "128M" in text
     assert text.count("ls.slice") == shown(canned()).count("ls.slice"), "nothing is done about it: no row"
+
+
+def test_a_link_that_is_down_is_said_to_be() -> None:
+    down = msgspec.structs.replace(NET.uplinks[0], operstate="down")
+    console = Console(width=160)
+    with console.capture() as said:
+        console.print(*network.section(msgspec.structs.replace(NET, uplinks=(down,))))
+    assert "the link is down; it stays shaped" in said.get()

@@ -33,8 +33,8 @@ def channel() -> Iterator[Channel]:
         agent.kill()
 
 
-def _command(**options: object) -> str:
-    wiring = Wiring(accelerator="tcg", agent=7, console=Path("/c"), virtiofsd=None, disks=[])
+def _command(taps: tuple[int, ...] = (), **options: object) -> str:
+    wiring = Wiring(accelerator="tcg", agent=7, console=Path("/c"), virtiofsd=None, disks=[], taps=taps)
     return " ".join(qemu_command(Hardware(**options), Image(Path("/image")), wiring))  # type: ignore[arg-type]
 
 
@@ -48,6 +48,11 @@ def test_numa_nodes_share_memory_and_cpus_equally() -> None:
 def test_what_does_not_divide_into_numa_nodes_is_an_error() -> None:
     with pytest.raises(ValueError, match="do not divide into 2 NUMA nodes"):
         _command(numa=2, smp="3")
+
+
+def test_the_cards_of_a_guest_are_on_one_wire() -> None:
+    assert "hubport,id=net1,hubid=0" in _command(nics=2)
+    assert "tap,id=net1,fd=9 -device virtio-net-pci,netdev=net1" in _command((8, 9), nics=2)
 
 
 @pytest.mark.parametrize("size", ["", "3", "0G", "1.5G", "3g", "-1M"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from memkit import BE, BE2, LS, MIB, PAGES, Group, Host, changed, view
 
 from qosd.config import Config
+from qosd.ctl.memory import sentences
 from qosd.memory.trouble import trouble
 from qosd.memsample import Reclaimed
 from qosd.model import CgroupId, Tier
@@ -161,6 +162,13 @@ def test_the_cold_cgroup_gives_and_the_one_that_reads_again_loses_a_probe_at_a_t
     assert said.phase == "held"
     assert "be.slice/hot.service" in said.reclaim
     assert said.refaulted == hot.refaults * 4096
+    assert [(part.path, part.idle) for part in said.parts] == [
+        ("be.slice/hot.service", False),
+        ("be.slice/cold.service", True),
+    ]
+    lines = [text.plain for text in sentences(said)]
+    assert any("hot.service" in line and "works" in line and "read again" in line for line in lines)
+    assert any("cold.service" in line and "uses no CPU" in line for line in lines)
 
 
 def test_a_job_that_wakes_up_is_treated_as_one_that_works() -> None:

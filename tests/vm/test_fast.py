@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from vm.guest import CGROUP, NEWER, Guest
+from vm.guest import CGROUP, Guest
 
 pytestmark = pytest.mark.vm
 
@@ -76,9 +76,11 @@ def test_a_burst_of_ls_cuts_be_between_two_ticks_and_a_daemon_killed_then_leaves
     guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=60)
 
 
-@NEWER  # on 6.1, with its windows of 500 ms, this failed in two runs of five: docs/fast.md
 def test_an_ls_that_its_own_limit_holds_back_costs_be_nothing(guest: Guest) -> None:
-    """One thread under a CPUQuota waits for most of the time, and all of that is pressure."""
+    """One thread under a CPUQuota waits for most of the time, and all of that is pressure.
+
+    On both kernels: 6.1 has windows of 500 ms, and shows a group in debt in nr_throttled alone for longer.
+    """
     started(guest)
 
     ls(guest, 1, "-p CPUQuota=10%")
