@@ -57,12 +57,13 @@ def mebibytes(size: str) -> int:
 
 def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
     """QEMU's whole command line."""
+    emulated = _emulated(hardware, wiring)
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *_clock(hardware, wiring),
         *_topology(hardware),
         *("-kernel", str(image.kernel(hardware.kernel)), "-initrd", str(image.initrd(hardware.kernel))),
-        *("-append", f"{_KERNEL_COMMAND_LINE} {hardware.append}".strip()),
+        *("-append", " ".join((_KERNEL_COMMAND_LINE, *_EMULATED_KERNEL * emulated, hardware.append)).strip()),
         *("-drive", f"file={image.disk},if=none,id=root,format=raw,snapshot=on,cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=root,serial=root"),
         *_disks(wiring.disks),
@@ -82,10 +83,14 @@ def qemu_command(hardware: Hardware, image: Image, wiring: Wiring) -> list[str]:
 def _clock(hardware: Hardware, wiring: Wiring) -> tuple[str, ...]:
     """The guest's time is the host's, or with icount its own while it works, whatever else the host does."""
     if hardware.icount is not None:
-        # Without ERMS the kernel clears a page in 512 steps and not in 4096, each of which is an instruction.
-        return ("-accel", "tcg,thread=single", "-cpu", "max,-erms", "-icount", hardware.icount)
-    kind = "kvm" if wiring.accelerator == "kvm" else f"tcg,thread={_threads()}"
-    return ("-accel", kind, "-cpu", "max")
+        return ("-accel", "tcg,thread=single", "-cpu", _EMULATED_CPU, "-icount", hardware.icount)
+    if _emulated(hardware, wiring):
+        return ("-accel", f"tcg,thread={_threads()}", "-cpu", _EMULATED_CPU)
+    return ("-accel", "kvm", "-cpu", "max")
+
+
+def _emulated(hardware: Hardware, wiring: Wiring) -> bool:
+    return hardware.icount is not None or wiring.accelerator != "kvm"
 
 
 def _threads() -> str:
@@ -99,6 +104,14 @@ def _threads() -> str:
 
 # net.ifnames=0: eth0 wherever it is plugged; panic=-1 with -no-reboot: a panic ends QEMU at once.
 _KERNEL_COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet psi=1 net.ifnames=0 panic=-1"
+
+
+# What costs an emulated CPU most, and shows a test nothing. QEMU does `rep movsb` and its like element by
+# element, so neither the C library nor the kernel may prefer them (ERMS; 112 is X86_FEATURE_REP_GOOD): new
+# memory takes it a third of the time. SMAP ends a block of translated code at each access to user memory,
+# mitigations make each indirect call three, a fifth level of page tables is one more to walk.
+_EMULATED_CPU = "max,erms=off,smap=off,smep=off,pku=off,umip=off,la57=off"
+_EMULATED_KERNEL = ("mitigations=off", "clearcpuid=112", "audit=0", "nowatchdog")
 
 
 # Every device left out is a driver the emulated guest need not load: SATA alone cost it 4 s.

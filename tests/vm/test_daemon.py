@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vm.guest import CGROUP, CONFIG, NEWER, Guest
+from vm.guest import CGROUP, CONFIG, NEWER, Guest, waiting
 
 pytestmark = pytest.mark.vm
 
@@ -48,9 +48,8 @@ def test_ten_reloads_of_systemd_are_each_answered_within_two_ticks_and_start_no_
     guest.job()
     guest.limited()
 
-    for _ in range(10):
-        guest.sh("systemctl daemon-reload")
-        guest.until(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=5)
+    limited = waiting(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", 10)
+    guest.sh(f"for _ in {{1..10}}; do systemctl daemon-reload && {limited} || exit 1; done", timeout=180)
 
     assert guest.setting("be.slice", "cpu.max")["state"] in ("in-force", "written")
     assert "reasserted" in guest.journal_text()
@@ -64,7 +63,7 @@ def test_a_sibling_that_needs_a_new_controller_does_not_lift_the_limit_for_long(
         "systemd-run -q --collect --unit=test-io --slice=be.slice -p IOWeight=50 -p AllowedCPUs=0 sleep 1000"
     )
 
-    guest.until(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=5)
+    guest.until(f"! grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=10)
 
 
 def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Guest) -> None:
@@ -74,7 +73,7 @@ def test_a_second_writer_makes_the_file_contested_and_no_war_follows(guest: Gues
     guest.sh(
         f"systemd-run -q --collect --unit=test-kubelet bash -c 'while sleep 1; do echo max 100000 >{CGROUP}/be.slice/cpu.max; done'"
     )
-    guest.until("qosctl status --json | grep -q contested")
+    guest.status_when(lambda status: any(each["state"] == "contested" for each in status["settings"]))
     guest.sh("sleep 5")
 
     assert guest.setting("be.slice", "cpu.max")["state"] == "contested"
@@ -86,12 +85,15 @@ def test_a_third_value_is_somebodys_choice_and_stands(guest: Guest) -> None:
     guest.job()
     guest.limited()
 
-    guest.sh(f"echo '44444 100000' >{CGROUP}/be.slice/cpu.max; sleep 4")
+    guest.sh(f"echo '44444 100000' >{CGROUP}/be.slice/cpu.max")
+    now = guest.status()["tick"]
+    guest.status_when(lambda status: status["tick"] > now + 3)
 
     assert guest.read("be.slice/cpu.max") == "44444 100000"
     assert guest.setting("be.slice", "cpu.max")["state"] == "yielded"
 
 
+@NEWER
 def test_a_bad_configuration_is_refused_by_its_key_and_the_old_one_stays(guest: Guest) -> None:
     guest.job()
     guest.limited()
@@ -106,6 +108,7 @@ def test_a_bad_configuration_is_refused_by_its_key_and_the_old_one_stays(guest: 
     assert guest.setting("be.slice", "cpu.max")["state"] == "in-force"
 
 
+@NEWER
 def test_a_configuration_that_others_may_write_is_refused(guest: Guest) -> None:
     guest.sh(f"chmod 666 {CONFIG}")
 
@@ -115,17 +118,27 @@ def test_a_configuration_that_others_may_write_is_refused(guest: Guest) -> None:
     assert "0666" in said
 
 
+STORM = f"""python3 -I -S -c '
+import os, sys, time
+for turn in range(300):
+    if turn == 299:
+        os.rename("{CONFIG}.last", "{CONFIG}")
+    os.kill(int(sys.argv[1]), 1)
+    time.sleep(0.01)
+'"""
+
+
+@NEWER
 def test_a_storm_of_sighup_reloads_at_most_once_a_tick_and_the_last_wins(guest: Guest) -> None:
+    guest.job()
     guest.configure("[host]\ncpu_target_pct = 40")
+    guest.sh(f"cp -p {CONFIG} {CONFIG}.last; sed -i 's/= 40/= 70/' {CONFIG}")
+    before = guest.status()["tick"]
 
-    took = int(
-        guest.sh(
-            "P=$(systemctl show -p MainPID --value qosd); S=$SECONDS;"
-            " for i in $(seq 300); do kill -HUP $P; sleep 0.01; done; sleep 2; echo $((SECONDS - S))"
-        )
-    )
+    guest.sh(f"{STORM} $(systemctl show -p MainPID --value qosd)")
 
-    assert 1 <= guest.journal_text().count("reloaded /etc/qosd") <= took + 1
+    after = guest.status_when(lambda status: (status["tiers"]["be"]["cpu_allowance_cores"] or 9) < 0.9)
+    assert 1 <= guest.journal_text().count("reloaded /etc/qosd") <= after["tick"] - before + 1
     assert guest.sh("systemctl is-active qosd") == "active\n"
 
 
@@ -135,7 +148,7 @@ def test_a_workload_taken_out_of_the_configuration_gets_its_original_back(guest:
     guest.configure('[[workload]]\nname = "ls"\ntier = "ls"\nmatch = ["ls.slice"]')
 
     guest.sh("qosctl reload")
-    guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=5)
+    guest.until(f"grep -q ^max {CGROUP}/be.slice/cpu.max", seconds=10)
 
 
 def test_pause_gives_everything_back_and_resume_takes_it_again(guest: Guest) -> None:
@@ -150,11 +163,13 @@ def test_pause_gives_everything_back_and_resume_takes_it_again(guest: Guest) -> 
     guest.limited()
 
 
+@NEWER
 def test_observe_mode_writes_nothing_and_still_says_what_it_would_do(guest: Guest) -> None:
     guest.configure('mode = "observe"')
     guest.sh("systemctl stop qosd")
     guest.job()
-    guest.sh("systemctl start qosd; sleep 4")
+    guest.sh("systemctl start qosd")
+    guest.status_when(lambda status: status["tick"] > 6)
 
     assert guest.read("be.slice/cpu.max") == "max 100000"
     assert guest.sh("ls /run/qosd") == "control.sock\n"
@@ -172,6 +187,7 @@ def test_a_cpuset_holds_be_on_few_cpus_and_goes_again(guest: Guest) -> None:
     assert guest.read("be.slice/cpuset.cpus.effective") == "0-1"
 
 
+@NEWER
 def test_run_starts_a_job_in_the_tier_and_passes_its_status_through(guest: Guest) -> None:
     code, said = guest.status_of("qosctl run be -- bash -c 'cat /proc/self/cgroup; exit 7'")
 

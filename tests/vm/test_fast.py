@@ -10,7 +10,7 @@ from vm.guest import CGROUP, Guest
 
 pytestmark = pytest.mark.vm
 
-TICK = 5  # seconds: what comes sooner came between two ticks
+TICK = 2  # seconds: what comes sooner came between two ticks
 CONFIG = f"""interval = "{TICK}s"
 [cpu.bandwidth]
 enforce = "none"

@@ -156,7 +156,7 @@ freeze_lease = "1s"
 freeze_rest = "1s"
 [interference.kill]
 after = "1s"
-mem_available_pct = 60
+mem_available_pct = 80
 term_grace = "1s"
 settle = "1s"
 cooldown = "1s"
@@ -186,7 +186,7 @@ def waiting_ls(guest: Guest) -> str:
     return guest.sh("systemctl show -p MainPID --value test-ls").strip()
 
 
-def hold_memory(guest: Guest, slice_: str, *properties: str, mib: int = 1300) -> None:
+def hold_memory(guest: Guest, slice_: str, *properties: str, mib: int = 600) -> None:
     """By default nearly half of the guest's memory."""
     options = " ".join(f"-p {each}" for each in properties)
     guest.sh(

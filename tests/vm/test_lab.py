@@ -123,23 +123,26 @@ def test_the_share_is_the_host_directory_in_both_directions(machine: Machine, sh
     assert (share / "from-guest").read_text() == "up"
 
 
-def test_swap_numa_smt_and_wired_nics_are_there_when_asked_for() -> None:
+def test_a_machine_is_what_was_asked_for_and_leaves_no_process() -> None:
+    """Swap, NUMA, SMT, disks, wired NICs and the kernel's command line; then power-off."""
     with Machine.boot(
-        smp="4,sockets=2,cores=1,threads=2", memory="2G", numa=2, swap="128M", extra_disks=["64M"], nics=2
+        smp="4,sockets=2,cores=1,threads=2",
+        memory="2G",
+        numa=2,
+        swap="128M",
+        extra_disks=["64M"],
+        nics=2,
+        append="psi=0",
     ) as vm:
         assert vm.run("cat /sys/devices/system/node/node*/cpulist").stdout == "0-1\n2-3\n"
         assert vm.run("cat /sys/devices/system/cpu/cpu3/topology/thread_siblings_list").stdout == "2-3\n"
         assert vm.run("swapon --show=TYPE --noheadings").stdout == "partition\n"
         assert vm.run("blockdev --getsize64 /dev/disk/by-id/virtio-disk0").stdout == f"{64 << 20}\n"
+        assert vm.run("cat /proc/pressure/cpu", check=False).returncode != 0
         vm.run("ip netns add far && ip link set eth1 netns far")
         vm.run("ip addr add 10.0.0.1/24 dev eth0 && ip link set eth0 up")
         vm.run("ip -n far addr add 10.0.0.2/24 dev eth1 && ip -n far link set eth1 up")
         vm.run("ping -c 1 -W 5 10.0.0.2")
-
-
-def test_own_command_line_reaches_the_kernel_and_power_off_leaves_no_process() -> None:
-    with Machine.boot(append="psi=0") as vm:
-        assert vm.run("cat /proc/pressure/cpu", check=False).returncode != 0
         pid = vm.qemu_pid
         assert pid in _processes(os.getpid())
     assert pid not in _processes(os.getpid())

@@ -62,7 +62,7 @@ def flood(guest: Guest) -> None:
     guest.sh("sleep 3")
 
 
-def class_bps(guest: Guest, class_id: str, seconds: int = 6) -> float:
+def class_bps(guest: Guest, class_id: str, seconds: int = 4) -> float:
     """Bits a second of a class by the kernel's own counter and clock."""
     count = f"tc -s class show dev eth0 | awk '/^class htb {class_id} /{{f=1}} f&&/Sent/{{print $2; exit}}'"
     out = guest.sh(

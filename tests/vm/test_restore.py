@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vm.guest import CGROUP, Guest
+from vm.guest import CGROUP, VALUES, Guest, values_in, waiting
 
 pytestmark = pytest.mark.vm
 
@@ -33,7 +33,10 @@ def test_a_stop_gives_everything_back_within_two_seconds(throttled: tuple[Guest,
 
     assert guest.values() == before
     left = int(guest.sh("systemctl show -p ExecMainExitTimestampMonotonic --value qosd")) / 1e6
-    assert left - asked < 2
+    # Emulated beside other work, a second is less than one: as long as a loop takes then, that otherwise takes 0.7 s.
+    loop = "import time; t = time.monotonic()\nfor _ in range(10**6): pass\nprint(time.monotonic() - t)"
+    slower = float(guest.sh(f"python3 -I -S -c '{loop}'")) / 0.7
+    assert left - asked < 2 * max(slower, 1)
     assert guest.sh("systemctl show -p Result --value qosd") == "success\n"
 
 
@@ -82,12 +85,12 @@ def test_a_hung_daemon_is_found_by_the_watchdog_and_its_limits_go(
     throttled: tuple[Guest, dict[str, str]],
 ) -> None:
     guest, before = throttled
-    guest.drop_in("[Service]\nRestart=no\nWatchdogSec=4\n")
+    guest.drop_in("[Service]\nRestartSec=10min\nWatchdogSec=4\n")
     guest.sh("systemctl restart qosd")
     guest.limited()
 
     guest.sh("kill -STOP $(systemctl show -p MainPID --value qosd)")
-    guest.until("systemctl is-failed -q qosd", seconds=20)
+    guest.until("test $(systemctl show -p SubState --value qosd) = auto-restart", seconds=30)
 
     assert guest.sh("systemctl show -p Result --value qosd") == "watchdog\n"
     assert guest.values() == before
@@ -139,9 +142,14 @@ def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(idle: Gu
 
 
 def test_sigkill_at_any_point_of_a_write_is_undone(idle: Guest, kernel: str) -> None:
-    """The N-th effect of the daemon is its last, for each N from the first to past the first writes."""
+    """The N-th effect of the daemon is its last, for each N from the first to past the first writes.
+
+    What is left at a point is the daemon's doing, not the kernel's: each has half of them.
+    """
     guest = idle
-    guest.configure("[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0")  # a write each tick
+    guest.configure(
+        'interval = "200ms"\n[cpu.bandwidth]\ndeadband_up_pct = 0\ndeadband_down_pct = 0'  # a write each tick
+    )
     guest.job()
     guest.job("test-ls", "ls.slice")
     guest.sh("install -m 755 /dev/stdin /usr/local/lib/die_at.py <<'END'\n" + DIE_AT + "END\n")
@@ -154,13 +162,15 @@ def test_sigkill_at_any_point_of_a_write_is_undone(idle: Guest, kernel: str) -> 
     guest.sh(f"echo 77 >{CGROUP}/ls.slice/cpu.weight")
     before = guest.values()
 
-    results = []
-    for point in range(1, 21):
-        guest.sh(f"echo DIE_AT={point} >/run/die_at.env; systemctl start qosd; true")
-        guest.until("systemctl is-failed -q qosd", seconds=20)
-        results.append(guest.sh("systemctl show -p Result --value qosd; systemctl reset-failed qosd").strip())
-        assert guest.values() == before, f"killed at effect {point} on {kernel}"
-    assert results == ["signal"] * 20
+    for point in range(1 if kernel == "6.1" else 2, 21, 2):
+        said = guest.sh(
+            f"echo DIE_AT={point} >/run/die_at.env; systemctl start qosd; {waiting('systemctl is-failed -q qosd')};"
+            f" systemctl show -p Result --value qosd; systemctl reset-failed qosd; {VALUES}",
+            timeout=120,
+        )
+        result, _, values = said.partition("\n")
+        assert result == "signal", f"not killed at effect {point}"
+        assert values_in(values) == before, f"killed at effect {point} on {kernel}"
 
 
 DIE_AT = '''
