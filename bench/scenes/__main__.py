@@ -25,14 +25,14 @@ from bench.scenes.score import Done, Scored, kills, of_verdict, score
 from qosd.config import decode as decode_config
 from qosd.interference.view import VerdictRecord
 from qosd.lab.channel import CommandError, MachineLostError
-from qosd.lab.machine import Machine
+from qosd.lab.machine import Machine, Options
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RAM = "1G"
-DISK = "1G"
-CLOCK = "shift=2"
-"""QEMU's -icount: 4 ns an instruction, so that what else the host does is hardly felt in the guest."""
+HARDWARE: Options = {"smp": "1", "memory": "512M", "extra_disks": ("1G",), "icount": "shift=2"}
+"""QEMU's -icount, 4 ns an instruction: what else the host does is hardly felt in the guest. One CPU, since
+two would take turns on the host's, unseen by the guest's scheduler.
+"""
 RESULTS = {"result.json": ".json", "log.bin": ".log", "trace.jsonl.gz": ".trace.jsonl.gz"}
 
 
@@ -59,7 +59,7 @@ def run(events: tuple[Event, ...], deb: Path, stem: Path, kernel: str, minutes: 
 
 
 def _in_guest(share: Path, kernel: str, minutes: float) -> None:
-    with Machine.boot(kernel=kernel, share=share, memory=RAM, extra_disks=(DISK,), icount=CLOCK) as machine:
+    with Machine.boot(kernel=kernel, share=share, **HARDWARE) as machine:
         install = "apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
         machine.run(f"DEBIAN_FRONTEND=noninteractive {install}", timeout=300)
         machine.run(["tee", "/etc/qosd/qosd.toml"], input=(HERE / "qosd.toml").read_bytes())
@@ -70,14 +70,21 @@ def _in_guest(share: Path, kernel: str, minutes: float) -> None:
             print(machine.run("journalctl -u qosd -n 30 --no-pager", check=False).stdout)
 
 
+def _as_written(done: Done) -> Done:
+    """With what the file says now of who is to blame, and by which signals it may be seen."""
+    event = next((each for each in plan(0) if each.id == done.event.id), done.event)
+    told = msgspec.structs.replace(done.event, cause=event.cause, signals=event.signals)
+    return msgspec.structs.replace(done, event=told)
+
+
 def read(stem: Path, *, anew: bool) -> tuple[list[Scored], list[dict[str, Any]], dict[str, Any]]:
     """The events, the decisions and all else that was found; `anew`: as the laws would say now."""
     found: dict[str, Any] = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-    done = msgspec.convert(found["done"], list[Done])
+    done = [_as_written(each) for each in msgspec.convert(found["done"], list[Done])]
     requests = decode(Path(f"{stem}.log").read_bytes())
     if anew:
         config = decode_config((HERE / "qosd.toml").read_text(encoding="utf-8"))
-        said = again.verdicts(config, Path(f"{stem}.trace.jsonl.gz"))
+        said = again.verdicts(config, Path(f"{stem}.trace.jsonl.gz"), done)
     else:
         records = msgspec.convert(found["verdicts"], list[VerdictRecord])
         said = [of_verdict(each.verdict) for each in records]

@@ -106,7 +106,7 @@ def prepare() -> tuple[int, list[subprocess.Popen[bytes]]]:
         own = CGROUP + file.read().strip().rpartition("::")[2]
     return turns, [
         load(cgroup("web"), "serve", LOG, DATA, DEVICE, str(turns)),
-        load(own, "pace", LOG, str(turns // 2)),
+        load(own, "pace", LOG, str(turns // 10)),
     ]
 
 

@@ -1,9 +1,9 @@
 """Whether an event harmed LS, by LS's own latency. No verdict is looked at. Pure.
 
 In slots of half a second (a tick) a kind of request is *bad* when more than a tenth of those due in the slot
-took longer than twice the p99 of the calm before, and longer than 10 ms. An emulated CPU's speed changes with
-what its host does, so the limit is raised by as much as the same work took longer in that slot at real-time
-priority, which nothing in the guest is in the way of.
+took longer than twice the p90 of the calm before, and longer than 4 ms, a tick of the scheduler. An emulated
+CPU's speed changes with what its host does, so the limit is raised by as much as the same work took longer in
+that slot at real-time priority, which nothing in the guest is in the way of.
 
 harmed    four bad slots of one kind in a row: whatever their phase, they hold a verdict's three whole ticks
 unharmed  at most one in a row
@@ -23,7 +23,7 @@ PACE = len(KINDS)
 SLOT_NS = 500_000_000
 CALM_NS = 4_000_000_000
 FACTOR = 2.0
-FLOOR_USEC = 10_000.0
+FLOOR_USEC = 4_000.0
 BAD_SHARE = 0.1
 HARMED_SLOTS, EDGE_SLOTS = 4, 2
 _LEAST = 5
@@ -65,7 +65,8 @@ def label(requests: list[Request], begin_ns: int, end_ns: int) -> Label:
     found = []
     for kind, name in enumerate(KINDS):
         usual = quantile(_latencies(calm, kind), 0.99)
-        slots = _worst_run(_bad(during, kind, (begin_ns, end_ns), max(FACTOR * usual, FLOOR_USEC), pace))
+        limit = max(FACTOR * quantile(_latencies(calm, kind), 1 - BAD_SHARE), FLOOR_USEC)
+        slots = _worst_run(_bad(during, kind, (begin_ns, end_ns), limit, pace))
         found.append((slots, quantile(_latencies(during, kind), 0.99) / max(usual, 1.0), name))
     slots, ratio, worst = max(found)
     harm = Harm.YES if slots >= HARMED_SLOTS else Harm.EDGE if slots >= EDGE_SLOTS else Harm.NO

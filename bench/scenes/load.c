@@ -176,7 +176,7 @@ static void on_memory(struct server *server)
 		die("mmap");
 	for (at = 0; at < fresh; at += PAGE)
 		pages[at] = 1;
-	for (i = 0; i < 4; i++)
+	for (i = 0; i < 16; i++)
 		if (pread(server->fd, server->buffer, PAGE, next(&server->seed) % (server->size / PAGE) * PAGE) != PAGE)
 			die("pread");
 	munmap(pages, fresh);

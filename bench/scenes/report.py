@@ -64,4 +64,4 @@ def _misses(scored: list[Scored]) -> Iterator[str]:
             f" to be said {each.expected}, said {each.found}"
         )
         for one in each.said:
-            yield f"    {one.path} {one.cause}: {one.text}"
+            yield f"    {one.path} {'+'.join(one.causes)}: {one.text}"

@@ -35,7 +35,8 @@ class Said(msgspec.Struct, frozen=True):
 
     signal: str
     path: str
-    cause: str
+    causes: tuple[str, ...]
+    """Of its bad ticks; one of BE's among them is one too many where BE did nothing."""
     began_usec: int
     culprit: str
     text: str
@@ -53,7 +54,7 @@ class Scored(msgspec.Struct, frozen=True):
     @property
     def found(self) -> str:
         """BE, if any verdict says so; else the first cause that one gives."""
-        causes = [each.cause for each in self.said]
+        causes = [cause for each in self.said for cause in each.causes]
         return "be" if "be" in causes else next(iter(causes), "none")
 
     @property
@@ -61,7 +62,7 @@ class Scored(msgspec.Struct, frozen=True):
         """The service's verdict names BE, and comes from a signal that can show this event."""
         event = self.done.event
         return any(
-            each.cause == "be" and each.path == VICTIM and each.signal in event.signals for each in self.said
+            "be" in each.causes and each.path == VICTIM and each.signal in event.signals for each in self.said
         )
 
     @property
@@ -72,7 +73,7 @@ class Scored(msgspec.Struct, frozen=True):
     @property
     def delay(self) -> float | None:
         """Seconds from the event's begin to the verdict's."""
-        began = [each.began_usec for each in self.said if each.cause == "be"]
+        began = [each.began_usec for each in self.said if "be" in each.causes]
         return min(began) / 1e6 - self.done.begin_ns / 1e9 if began else None
 
 
@@ -93,7 +94,9 @@ class Rates(msgspec.Struct, frozen=True):
 def of_verdict(verdict: Verdict) -> Said:
     culprit = next((each.path for each in verdict.culprits if each.tier is Tier.BE), "")
     text = f"{verdict.signal} {verdict.peak:.0f} of {verdict.threshold:.0f}: {verdict.text}"
-    return Said(verdict.signal, verdict.path, verdict.cause.value, verdict.began_usec, culprit, text)
+    return Said(
+        verdict.signal, verdict.path, tuple(map(str, verdict.blamed)), verdict.began_usec, culprit, text
+    )
 
 
 def belonging(done: list[Done], verdicts: list[Said]) -> list[tuple[Said, ...]]:

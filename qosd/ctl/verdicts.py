@@ -52,7 +52,7 @@ def table(records: tuple[VerdictRecord, ...], now: float) -> Table:
             verdict.signal,
             f"{verdict.peak:.0f}",
             f"{verdict.threshold:.0f}",
-            Text(_WHO[verdict.cause], style),
+            Text(_WHO[verdict.mostly], style),
             verdict.text,
         )
     return built
@@ -89,6 +89,9 @@ def render(record: VerdictRecord, now: float) -> Group:
     grid.add_row("Signal", f"{verdict.signal}: peak {verdict.peak:.1f}, last {verdict.value:.1f}")
     grid.add_row("Threshold", f"{verdict.threshold:.1f}; baseline {baseline}")
     grid.add_row("Cause", f"{_WHO[verdict.cause]}, confidence {verdict.confidence:.2f}: {verdict.text}")
+    if len(verdict.blamed) > 1:
+        ticks = ", ".join(f"{_WHO[cause]} in {count}" for cause, count in verdict.blamed.items())
+        grid.add_row("Bad ticks", ticks)
     for given in verdict.evidence:
         grid.add_row("Evidence", f"{given.name} {given.value:g} {given.unit}")
     parts.append(grid)

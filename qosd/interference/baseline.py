@@ -19,6 +19,7 @@ from qosd.schema.ebpf import Baseline
 _KEPT = 512
 """Workloads' signals that are remembered after their cgroup has gone: it may come back."""
 _FIRST_USEC = 1.0
+_RARE = 0.99
 _MIDDLES_USEC = tuple(
     math.sqrt(max(low, 512) * high) / 1000 for low, high in map(slot_bounds_ns, range(SLOTS))
 )
@@ -45,6 +46,8 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     baseline: float | None
     """The same quantile while BE is quiet; None while it is cold."""
     breach: bool
+    alarm: float = 0.0
+    """From where on one wait alone is worth a wake-up: one above the threshold need not be rare."""
 
     @property
     def cold(self) -> bool:
@@ -104,7 +107,7 @@ def be_share_pct(prev: Snapshot | None, now: Snapshot) -> float | None:
 
 def runq_thresholds(readings: tuple[Reading, ...]) -> dict[CgroupId, int]:
     """From which wait on the kernel sends word, in nanoseconds, by LS workload."""
-    return {each.victim: round(each.threshold * 1000) for each in readings if each.signal == "runq"}
+    return {each.victim: round(each.alarm * 1000) for each in readings if each.signal == "runq"}
 
 
 def moved(state: State, at_usec: int, away_usec: int) -> State:
@@ -136,15 +139,28 @@ def _read(
     at: int,
 ) -> Reading:
     floor, unlearned = _limits(config)[signal]
-    warm = known is not None and not known.is_cold(config.min_learned, at)
-    baseline = known.quantile(config.quantile) if known is not None and warm else None
-    threshold = float(unlearned) if baseline is None else max(float(floor), config.factor * baseline)
+    warm = known if known is not None and not known.is_cold(config.min_learned, at) else None
+    baseline = warm.quantile(config.quantile) if warm is not None else None
+    rare = warm.quantile(max(config.quantile, _RARE)) if warm is not None else None
+    threshold = _threshold(config, floor, unlearned, baseline)
     quantile = interval.quantile_ns(config.quantile)
     value = None if quantile is None else quantile / 1000
     breach = value is not None and interval.count >= config.min_evidence and value > threshold
     return Reading(
-        workload.id, printable(workload.path), signal, interval.count, value, threshold, baseline, breach
+        workload.id,
+        printable(workload.path),
+        signal,
+        interval.count,
+        value,
+        threshold,
+        baseline,
+        breach,
+        _threshold(config, floor, unlearned, rare),
     )
+
+
+def _threshold(config: Baseline, floor: int, unlearned: int, usual: float | None) -> float:
+    return float(unlearned) if usual is None else max(float(floor), config.factor * usual)
 
 
 def _limits(config: Baseline) -> dict[str, tuple[int, int]]:

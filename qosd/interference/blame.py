@@ -128,11 +128,17 @@ def _of(signal: Signal, doing: tuple[Doing, ...], be_share_pct: float) -> Blame:
         shares[_cause(each, signal.victim)] += each.amount / total
     cause = max(shares, key=lambda each: shares[each])
     # Of memory, which does not come back by waiting, BE must have the largest part.
-    if signal.kind is not Kind.MEMORY and shares[Cause.BE] * 100 >= be_share_pct:
+    part = shares[Cause.BE]
+    if signal.kind is not Kind.MEMORY and part * 100 >= be_share_pct and _would_end(signal, part):
         cause = Cause.BE
     confidence = shares[cause] * (_COLD if signal.cold else 1.0)
     text = f"{_WHO[cause]} did {shares[cause]:.0%} of what was done with {_resource(signal.kind)}"
     return Blame(cause, round(confidence, 3), text, _culprits(signal, doing, total))
+
+
+def _would_end(signal: Signal, share: float) -> bool:
+    """Whether there would be no breach without this part; else it is theirs who have most of it."""
+    return signal.value * (1 - share) < signal.threshold
 
 
 def _cause(each: Doing, victim: CgroupId) -> Cause:

@@ -39,6 +39,14 @@ class Verdict(msgspec.Struct, frozen=True):
     ended_usec: int | None = None
     sure: bool = True
     """Whether the last reading could tell the cause; else it is the one that was last known."""
+    blamed: dict[Cause, int] = {}
+    """How many of its bad ticks each cause had; the answer to BE may leave the last ones to somebody else."""
+
+    @property
+    def mostly(self) -> Cause:
+        """Who had most of the episode, which the last tick alone does not tell; of equals, BE."""
+        most = max(self.blamed.values(), default=0)
+        return next((each for each in Cause if self.blamed.get(each) == most), self.cause)
 
 
 class Evidence(enum.StrEnum):
@@ -153,6 +161,7 @@ def _verdict(hearing: Hearing, number: int) -> Verdict:
         blame.culprits,
         (*signal.evidence, *blame.evidence),
         signal.at_usec,
+        blamed={blame.cause: 1},
     )
 
 
@@ -175,6 +184,7 @@ def _renew(verdict: Verdict, hearing: Hearing, *, hot: bool) -> Verdict:
         culprits=blame.culprits,
         evidence=(*signal.evidence, *blame.evidence),
         sure=True,
+        blamed={**verdict.blamed, blame.cause: verdict.blamed.get(blame.cause, 0) + 1},
     )
 
 

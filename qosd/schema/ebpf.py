@@ -23,7 +23,7 @@ class Loader(enum.StrEnum):
 class Baseline(Section, frozen=True):
     """What is normal for a workload, learned while BE is quiet or held back."""
 
-    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.99
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.9
     factor: Annotated[float, Meta(ge=1, le=1000)] = 3.0
     half_life: Duration = Duration(86_400_000_000)
     quiet_pct: Percent = 10.0

@@ -129,6 +129,14 @@ def test_the_kernel_is_told_from_which_wait_on_to_send_word() -> None:
     assert baseline.runq_thresholds(readings) == {LS: 5_000_000}
 
 
+def test_a_single_wait_sends_word_only_where_it_is_rare_though_a_tick_of_such_waits_is_a_breach() -> None:
+    _, readings, _ = learn(5, histogram(s2=95, s14=5))
+    reading = runq_of(readings)
+
+    assert reading.threshold == CONFIG.runq_floor
+    assert baseline.runq_thresholds(readings)[LS] > 20_000_000
+
+
 def test_what_was_learned_comes_through_json_and_another_boots_clock() -> None:
     state, _, _ = learn(5, histogram(s12=50))
     read = msgspec.json.decode(msgspec.json.encode(state), type=State)

@@ -71,7 +71,7 @@ def test_four_bad_slots_in_a_row_are_harm(slots: int, harm: Harm) -> None:
 
 def test_what_is_slow_because_the_machine_is_slow_is_no_harm() -> None:
     assert label(requests(8, pace=25_000), BEGIN, BEGIN + 5 * SECOND).harm is Harm.NO
-    assert label(requests(8, usec=9_000), BEGIN, BEGIN + 5 * SECOND).harm is Harm.NO, "under the floor"
+    assert label(requests(8, usec=3_900), BEGIN, BEGIN + 5 * SECOND).harm is Harm.NO, "under the floor"
 
 
 def test_a_log_is_read_in_the_order_of_due_times_and_a_torn_record_is_left_out() -> None:
@@ -82,7 +82,7 @@ def test_a_log_is_read_in_the_order_of_due_times_and_a_torn_record_is_left_out()
     assert decode(log + b"torn") == [Request(3, 7, 1), Request(9, 7, 1)]
 
 
-BE = Said("runq", "web.slice", "be", BEGIN // 1000 + 1_500_000, "batch.slice", "")
+BE = Said("runq", "web.slice", ("be",), BEGIN // 1000 + 1_500_000, "batch.slice", "")
 
 
 def scored(event_id: str, harm: Harm, *said: Said) -> Scored:
@@ -101,7 +101,8 @@ def scored(event_id: str, harm: Harm, *said: Said) -> Scored:
         ("hog-4", Harm.YES, (msgspec.structs.replace(BE, signal="blkio"),), (0, 0, 1)),
         ("hog-4", Harm.YES, (msgspec.structs.replace(BE, path="side.slice"),), (0, 0, 1)),
         ("quota-6", Harm.YES, (BE,), (0, 1, 0)),
-        ("quota-6", Harm.YES, (msgspec.structs.replace(BE, cause="self"),), (0, 0, 0)),
+        ("quota-6", Harm.YES, (msgspec.structs.replace(BE, causes=("self",)),), (0, 0, 0)),
+        ("quota-6", Harm.YES, (msgspec.structs.replace(BE, causes=("self", "be")),), (0, 1, 0)),
         ("calm-1", Harm.NO, (BE,), (0, 1, 0)),
     ],
 )
@@ -127,9 +128,9 @@ def test_a_verdict_in_a_gap_is_held_against_the_event_before() -> None:
 @pytest.mark.parametrize(
     ("event", "path", "wrong"),
     [
-        ("grow-to-50", "batch.slice/scenes-batch.service", 0),
-        ("grow-to-50", "keep.slice/scenes-keep.service", 1),
-        ("grow-to-35", "batch.slice/scenes-batch.service", 1),
+        ("grow-to-45", "batch.slice/scenes-batch.service", 0),
+        ("grow-to-45", "keep.slice/scenes-keep.service", 1),
+        ("grow-to-32", "batch.slice/scenes-batch.service", 1),
         ("hog-4", "batch.slice/scenes-batch.service", 1),
     ],
 )

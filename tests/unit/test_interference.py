@@ -58,6 +58,17 @@ def test_a_wait_that_lasts_is_one_verdict_with_victim_cause_and_evidence() -> No
     assert {given.name for given in verdict.evidence} >= {"some stall", "interval"}
 
 
+def test_a_verdict_remembers_who_had_its_bad_ticks_whoever_had_the_last_one() -> None:
+    stage = Stage(config())
+    outcomes = [stage.tick(**hog()) for _ in range(7)]
+    outcomes += [stage.tick(be=0, ls=1, system=2.9, ls_cpu_wait=0.6) for _ in range(2)]
+
+    verdict = last(outcomes)
+    assert verdict.cause is Cause.SYSTEM
+    assert verdict.blamed == {Cause.BE: 4, Cause.SYSTEM: 2}
+    assert verdict.mostly is Cause.BE
+
+
 def test_it_takes_three_readings_in_a_row_to_begin_and_five_to_end() -> None:
     stage = Stage(config())
     stage.tick()
@@ -167,6 +178,28 @@ def test_culprits_that_a_signal_names_are_believed_before_any_guess() -> None:
     unseen = judge(msgspec.structs.replace(seen, culprits=()), Frame(prev, now), 20)
     assert unseen.cause is Cause.BE
     assert unseen.confidence == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("be", "value", "cause"),
+    [
+        (0.6, 90.0, Cause.BE),
+        (0.4, 90.0, Cause.LS),
+        (0.4, 40.0, Cause.BE),
+        (0.1, 26.0, Cause.LS),
+    ],
+    ids=["the largest part", "a part that is not enough", "without it no breach", "less than be_share_pct"],
+)
+def test_be_is_to_blame_for_the_largest_part_or_for_the_one_that_makes_the_breach(
+    be: float, value: float, cause: Cause
+) -> None:
+    stage = Stage(config())
+    stage.tick()
+    prev, now = stage.snapshot(), stage.snapshot(be=3)
+    culprits = ((OTHER_LS, 1 - be), (BE, be))
+    seen = Signal(LS, "cpu.pressure", Kind.CPU, value, 25, 1.0, cold=False, culprits=culprits)
+
+    assert judge(seen, Frame(prev, now), 20).cause is cause
 
 
 def test_pressure_on_a_cpu_is_put_down_to_whom_the_probe_saw_there_and_not_to_who_was_busy_elsewhere() -> (
