@@ -14,7 +14,7 @@ from qosd.model import CgroupId
 NOBODY = 0
 """In the kernel's records only: no cgroup has the id 0. Here it is None."""
 
-_RUNQ_WAITS = struct.Struct(f"={SLOTS}Q5Q24x")
+_RUNQ_WAITS = struct.Struct(f"={SLOTS}Q4Q32x")
 _RUNQ_BLAME = struct.Struct("=3Q")
 _RUNQ_PAIR = struct.Struct("=2Q")
 _RUNQ_EVENT = struct.Struct("=7Q2I")
@@ -121,7 +121,7 @@ def decode_id(key: bytes) -> CgroupId:
 def decode_runq_waits(value: bytes | memoryview) -> RunqWaits:
     """A workload's elements of runq_waits, one after the other: the sum over its CPUs."""
     sums = [sum(column) for column in zip(*_RUNQ_WAITS.iter_unpack(value), strict=True)]
-    total_ns, idle_ns, unknown_ns, breaches, _last_event = sums[SLOTS:]
+    total_ns, idle_ns, unknown_ns, breaches = sums[SLOTS:]
     histogram = Histogram(slots=tuple(sums[:SLOTS]), total_ns=total_ns)
     return RunqWaits(waits=histogram, idle_ns=idle_ns, unknown_ns=unknown_ns, breaches=breaches)
 

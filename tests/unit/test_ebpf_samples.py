@@ -112,8 +112,8 @@ def test_blame_is_the_difference_or_all_of_it_after_an_eviction() -> None:
 
 
 def test_waits_are_summed_over_the_cpus() -> None:
-    one = struct.pack("=24Q5Q24x", *([1] * 24), 100, 20, 30, 4, 999)
-    two = struct.pack("=24Q5Q24x", *([2] * 24), 200, 1, 1, 1, 5)
+    one = struct.pack("=24Q4Q32x", *([1] * 24), 100, 20, 30, 4)
+    two = struct.pack("=24Q4Q32x", *([2] * 24), 200, 1, 1, 1)
     expected = RunqWaits(
         waits=Histogram(slots=(3,) * 24, total_ns=300), idle_ns=21, unknown_ns=31, breaches=5
     )

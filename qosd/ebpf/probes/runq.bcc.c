@@ -56,7 +56,8 @@ struct qosd_waits {
 	u64 unknown_ns;
 	u64 breaches;
 	u64 last_event;
-	u64 pad[3];
+	u64 last_other;
+	u64 pad[2];
 };
 
 struct qosd_pair {
@@ -242,7 +243,7 @@ static inline void look_closer(struct qosd_task *task, struct qosd_waits *waits,
 	u32 index = task->slot, cpu = task->cpu;
 	struct qosd_workload *workload = runq_workloads.lookup(&index);
 	struct qosd_cpu *there = runq_cpus.lookup(&cpu);
-	u64 slot = 0;
+	u64 slot = 0, *last;
 
 	if (!workload || !there)
 		return;
@@ -250,11 +251,16 @@ static inline void look_closer(struct qosd_task *task, struct qosd_waits *waits,
 	share_out(event, there, waits, here, &slot);
 	if (!workload->threshold_ns || event->wait_ns < workload->threshold_ns)
 		return;
-	event->culprit_root = root_of(slot);
 	waits->breaches++;
-	if (waits->last_event && event->monotonic_ns - waits->last_event < EVENT_GAP_NS)
+	index = slot;
+	workload = runq_workloads.lookup(&index);
+	if (!workload)
 		return;
-	waits->last_event = event->monotonic_ns;
+	event->culprit_root = workload->root;
+	last = workload->root && !workload->threshold_ns ? &waits->last_event : &waits->last_other;
+	if (*last && event->monotonic_ns - *last < EVENT_GAP_NS)
+		return;
+	*last = event->monotonic_ns;
 	if (runq_events.ringbuf_output(event, sizeof(*event), 0))
 		here->lost_events++;
 }

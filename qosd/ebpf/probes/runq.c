@@ -23,7 +23,7 @@
 
 struct runq_settings {
 	__u64 blame_floor_ns; /* shorter waits are counted, but nobody is blamed for them */
-	__u64 event_gap_ns;   /* at most one event per this long, workload and CPU */
+	__u64 event_gap_ns;   /* at most one event of BE and one of others per this long, workload and CPU */
 	__u32 generation;     /* raised after each change of roots: tasks look their root up again */
 	__u32 cpus;           /* possible ones */
 };
@@ -75,8 +75,9 @@ struct waits {
 	__u64 idle_ns;    /* of the blamed waits: the CPU was idle (waking up, or the task was pulled over) */
 	__u64 unknown_ns; /* of the blamed waits: more than HISTORY switches ago */
 	__u64 breaches;   /* waits above the threshold, sent or not */
-	__u64 last_event;
-	__u64 pad[3]; /* whole cache lines: no CPU writes in another's */
+	__u64 last_event; /* of a culprit in BE, or else */
+	__u64 last_other;
+	__u64 pad[2]; /* whole cache lines: no CPU writes in another's */
 };
 
 /* Element slot * cpus + cpu. Mapped by the daemon: reading it is no system call. */
@@ -263,12 +264,11 @@ static __always_inline void share_out(struct share *share)
 		share->waits->unknown_ns += share->until - share->since;
 }
 
-static __always_inline void send(struct event *event, struct waits *waits, struct cpu *here, __u64 now)
+static __always_inline void send(struct event *event, __u64 *last, struct cpu *here, __u64 now)
 {
-	waits->breaches++;
-	if (waits->last_event && now - waits->last_event < runq_settings.event_gap_ns)
+	if (*last && now - *last < runq_settings.event_gap_ns)
 		return;
-	waits->last_event = now;
+	*last = now;
 	event->monotonic_ns = bpf_ktime_get_ns(); /* the run queue's clock is another */
 	if (bpf_ringbuf_output(&runq_events, event, sizeof(*event), 0))
 		here->lost_events++;
@@ -309,8 +309,16 @@ static __always_inline void look_closer(struct task *task, struct wait *wait, st
 	}
 	if (!workload->threshold_ns || event->wait_ns < workload->threshold_ns)
 		return;
-	event->culprit_root = root_of(share.culprit_slot);
-	send(event, waits, here, wait->now);
+	waits->breaches++;
+	slot = share.culprit_slot;
+	workload = bpf_map_lookup_elem(&runq_workloads, &slot);
+	if (workload)
+		event->culprit_root = workload->root;
+	/* A root without a threshold is BE's: word of it must not wait behind word of others. */
+	if (event->culprit_root && workload && !workload->threshold_ns)
+		send(event, &waits->last_event, here, wait->now);
+	else
+		send(event, &waits->last_other, here, wait->now);
 }
 
 static __always_inline void end_wait(struct task *task, __u32 cpu, struct cpu *here, struct wait *wait)
