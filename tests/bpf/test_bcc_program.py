@@ -86,9 +86,11 @@ def as_bcc(library: Library, elf: bytes) -> Iterator[Tracing]:
 
 
 def test_both_programs_see_the_same_load_alike(library: Library, as_bcc: Tracing, cgroup: Any) -> None:
-    """At the same time, one by the clock, one by the kernel's own times: waits within 2 %, quantiles within a
+    """At the same time, one by the clock, one by the kernel's own times: waits within 2 %, long ones within a
     bucket, one hog blamed.
 
+    By the clock a wait on an idle CPU has the time in it until the interrupt that wakes it.
+    The kernel's own begins when the task is put on that CPU's queue, after it (ttwu_queue_wakelist()).
     bcc's remembers fewer occupants: on a busy CPU what is missing from the hog's share is unknown there.
     """
     victim, hog = cgroup("victim"), cgroup("hog")
@@ -103,11 +105,11 @@ def test_both_programs_see_the_same_load_alike(library: Library, as_bcc: Tracing
         ours.close()
     one, two = (sample.workloads[victim.id].waits for sample in samples)
     assert two.count == pytest.approx(one.count, rel=0.02)
-    for quantile in (0.5, 0.99):
-        expected, found = one.quantile_ns(quantile), two.quantile_ns(quantile)
-        assert expected is not None
-        assert found is not None
-        assert 0.5 <= found / expected <= 2
+    expected, found = one.quantile_ns(0.99), two.quantile_ns(0.99)
+    assert expected is not None
+    assert found is not None
+    assert 0.5 <= found / expected <= 2
+    assert two.total_ns == pytest.approx(one.total_ns, rel=0.02)
     exact, short = (sum(b.ns for b in sample.blames if b.culprit == hog.id) for sample in samples)
     assert short > 0.1 * exact > 0
     assert short + samples[1].workloads[victim.id].unknown_ns > 0.9 * exact

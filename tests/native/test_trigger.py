@@ -186,7 +186,7 @@ def test_a_trigger_for_memory_is_set_where_something_would_be_done_about_it(
 ) -> None:
     for name in ("ls", "be"):
         (group / name).mkdir()
-    engine = engine_for(group, tmp_path, Fast(window=Duration(2_000_000)))
+    engine = engine_for(group, tmp_path, Config(fast=Fast(window=Duration(2_000_000))))
     with select.epoll() as epoll:
         memory = engine.reflex.memory
         memory.epoll = epoll
