@@ -80,6 +80,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
         "reclaim": "attached",
         "blkio": "attached",
         "tcp": "attached",
+        "cpi": "off",
     }
     assert status["ebpf"]["loader"] == "libbpf"
     ls = waits(status, "ls.slice")

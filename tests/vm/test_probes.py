@@ -63,6 +63,7 @@ import socket
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(10): udp.sendto(bytes(100), ('127.0.0.1', 9))
 """).wait()
+packets = prio.read()[ids[""]].packets
 
 run("victim", """
 import socket
@@ -81,7 +82,7 @@ json.dump({
     "events": len(list(tracing.events())),
     "stalls": stall.count if stall else 0,
     "written": written,
-    "packets": prio.read()[ids[""]].packets,
+    "packets": packets,
     "rtt_us": tcp.rtt.quantile_ns(.5) / 1e3 if tcp.rtt.count else None,
 }, sys.stdout)
 tracing.close(); prio.close()
