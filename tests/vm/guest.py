@@ -96,13 +96,13 @@ class Guest:
         return self.sh(f"cat {CGROUP}/{file}").strip()
 
     def reset(self) -> None:
-        """Stop everything a test may have left; configuration and units are as the package has them."""
+        """Stop everything a test may have left; configuration and units are as the package has them, nothing is learned."""
         # Slices end with their last unit (StopWhenUnneeded=), and what was written to their files with them.
         self.sh(
             "systemctl kill -s CONT qosd 2>/dev/null; systemctl stop qosd 'test-*' 2>/dev/null; systemctl reset-failed;"
             " left=$(ls -d /run/systemd/system.control /etc/systemd/system.control /etc/systemd/system/*.slice.d"
             f' {DROP_IN} 2>/dev/null); [ -z "$left" ] || {{ rm -rf $left; systemctl daemon-reload; }}; set -e\n'
-            + self._configuration(""),
+            "rm -f /var/lib/qosd/*.json\n" + self._configuration(""),
             timeout=120,
         )
 

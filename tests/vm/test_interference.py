@@ -18,6 +18,8 @@ be_weight = 10000
 ls_weight = 1
 [cpu.bandwidth]
 enforce = "none"
+[cpu.cpuset]
+mode = "never"
 [interference]
 answer = "freeze"
 cpu_some_pct = 5
@@ -30,7 +32,8 @@ dwell_down = "1h"
 freeze_lease = "1min"
 freeze_rest = "1s"
 """
-"""BE is set against LS with all its weight, and everything above nothing is too much."""
+"""BE is set against LS with all its weight, and everything above nothing is too much. A mask would end it before a
+freeze has to."""
 FREEZE = f"{CGROUP}/be.slice/cgroup.freeze"
 
 
