@@ -141,7 +141,7 @@ ls = os.stat("/sys/fs/cgroup/ls.slice").st_ino
 tracing = Tracing.open(Library(), {ls: Root(watched=True)}, TracingOptions(probes=("runq",)))
 time.sleep(15)
 waits = tracing.read().runq.workloads[ls].waits
-json.dump({"count": waits.count, "p50_usec": waits.quantile_ns(.5) / 1000}, sys.stdout)
+json.dump({"count": waits.count, "p99_usec": waits.quantile_ns(.99) / 1000}, sys.stdout)
 """
 """libbpf's program on the same load, outside of the sandbox that hides BTF."""
 
@@ -159,8 +159,8 @@ def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_goes_on_meanwhi
 ) -> None:
     """In the unit's sandbox, with its limit of memory and its watchdog; emulated, bcc takes minutes.
 
-    What it counts is what libbpf's program counts: the medians within one bucket of the histogram. That the
-    numbers of waits agree within 2 % is tested natively.
+    What it counts is what libbpf's program counts: the longest waits of a tick within two buckets of the longest of
+    15 s. That the numbers of waits agree within 2 % is tested natively.
     """
     with_bcc.drop_in("[Service]\nInaccessiblePaths=/sys/kernel/btf")
     with_bcc.configure(f"[ebpf]\nmax_overhead_pct = 100.0{EQUALS}")
@@ -172,7 +172,13 @@ def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_goes_on_meanwhi
     with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] > 0, tries=60)
     (share / "beside.py").write_text(BESIDE)
     beside = json.loads(with_bcc.sh("/usr/lib/qosd/bin/python3 -I /mnt/share/beside.py", timeout=300))
-    status = with_bcc.status_when(lambda now: waits(now, "ls.slice")["count"] >= 10, tries=60)
+    status = with_bcc.status_when(
+        lambda now: (
+            waits(now, "ls.slice")["count"] >= 10
+            and 0.25 <= waits(now, "ls.slice")["p99_usec"] / beside["p99_usec"] <= 4
+        ),
+        tries=60,
+    )
     assert compiling["ebpf"]["loader"] == "bcc" or "bcc is compiling" in compiling["ebpf"]["why"]
     assert status["tick"] > compiling["tick"]
     assert status["ebpf"]["loader"] == "bcc"
@@ -185,6 +191,5 @@ def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_goes_on_meanwhi
         "cpi": "off",
     }
     assert beside["count"] >= 10
-    assert 0.5 <= waits(status, "ls.slice")["p50_usec"] / beside["p50_usec"] <= 2
     assert with_bcc.sh("systemctl show -p NRestarts --value qosd").strip() == "0"
     assert "Traceback" not in with_bcc.journal_text()

@@ -48,7 +48,7 @@ def test_a_killed_daemon_leaves_nothing_frozen(idle: Guest) -> None:
     guest.sh("systemctl start qosd")
     guest.status_when(lambda status: status["tick"] >= 5)
     guest.hog(threads=4, name="test-hog")
-    guest.until(f"grep -qx 1 {FREEZE}", seconds=60)
+    guest.until(f"grep -qx 1 {FREEZE}", seconds=180)
     guest.until(f"grep -q frozen.1 {CGROUP}/be.slice/cgroup.events", seconds=20)
 
     guest.sh(f"echo 0 >{FREEZE}")
