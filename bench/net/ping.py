@@ -70,7 +70,7 @@ def _rounds(wire: Wire, link: int, rounds: int) -> dict[str, list[tuple[float, f
 
 def _drain(lab: Lab, ports: tuple[int, ...]) -> None:
     """A frozen process's sockets go on sending what they hold, megabytes each: wait for the end of that."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(rate for port, rate in lab.sink().rate_bps(0.3).items() if port in ports):
         assert time.monotonic() < deadline, f"traffic on {ports} although frozen"
 
