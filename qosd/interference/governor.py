@@ -8,7 +8,7 @@ from qosd.ask import Apart, Tighten
 from qosd.config import Config
 from qosd.interference import asks, kills, ladder, victims
 from qosd.interference.activity import Frame, be_share_of_capacity
-from qosd.interference.blame import Blame, Cause, judge
+from qosd.interference.blame import Blame, Cause, Shares, judge
 from qosd.interference.kills import Effect, Means
 from qosd.interference.ladder import Ladder, May, Rung
 from qosd.interference.recall import Remembered, adopt
@@ -128,12 +128,13 @@ def _listen(
     section = config.interference
     baselines = adopt(state.baselines, state.remembered, now)
     signals = (*from_pressure(section, prev, now, baselines), *given)
-    frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True)
+    seen = {signal.victim: signal.culprits for signal in given if signal.kind is Kind.CPU}
+    frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True, seen)
     paths = {workload.id: printable(workload.path) for workload in now.tier(Tier.LS)}
     hearings = tuple(
         Hearing(
             signal,
-            _blame(config, signal, frame),
+            _blame(config, signal, frame, state.docket),
             paths[signal.victim],
             urgent=tick.in_trouble and signal.kind is Kind.MEMORY,
         )
@@ -150,11 +151,12 @@ def _listen(
     return heard, following, result.ended, result.began
 
 
-def _blame(config: Config, signal: Signal, frame: Frame) -> Blame:
+def _blame(config: Config, signal: Signal, frame: Frame, docket: Docket) -> Blame:
     """Asked only where there is something to answer for: it looks at every cgroup."""
     if signal.value < signal.threshold:
         return _NOT_ASKED
-    return judge(signal, frame, config.interference.be_share_pct)
+    section = config.interference
+    return judge(signal, frame, Shares(section.be_share_pct, section.be_seen_pct), docket.seen(signal))
 
 
 def _tightened(state: State) -> frozenset[Kind]:
