@@ -11,7 +11,7 @@ import msgspec
 from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.cgroupfs import parse_events
 from qosd.config import Config
-from qosd.descend import FILES, Descendants
+from qosd.descend import Descendants
 from qosd.errors import CgroupGone, Malformed
 from qosd.files import Key
 from qosd.iofs import parse_io_stat
@@ -108,7 +108,7 @@ class Root:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 5 + FILES + len(self.settings) + self.memory.fds()
+        return 5 + len(self.files) + len(self.settings) + self.memory.fds()
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)

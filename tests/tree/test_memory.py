@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakekernel import memory_stat, write_memory_stat
 from memkit import MIB, changed
 from treekit import (
     BOOT,
@@ -18,10 +19,8 @@ from treekit import (
     Box,
     Call,
     make_tree,
-    memory_stat,
     rewrite,
     text_of,
-    write_memory_stat,
 )
 
 from qosd.config import Config, Mode
