@@ -202,6 +202,7 @@ def _climb(
     chosen = kills.choose(section.kill, section.answer, state.kill, now, ranked)
     of_be = [verdict for verdict in verdicts if verdict.cause is Cause.BE]
     blamed = {kind: [verdict for verdict in of_be if verdict.kind is kind] for kind in Kind}
+    doomed = _is_doomed(config, now, ranked)
     apart = asks.apart(config, tick.prev, now, [*blamed[Kind.CPU], *blamed[Kind.LATENCY]], state.apart)
     ladders = dict(state.ladders)
     moves: list[Move] = []
@@ -209,7 +210,8 @@ def _climb(
         mine = blamed[kind]
         may = May(
             cpuset=apart is not None,
-            severe=not mine or any(not verdict.cold for verdict in mine),
+            severe=(not mine or any(not verdict.cold for verdict in mine))
+            and not (doomed and kind is Kind.MEMORY),
             kill=chosen is not None,
             urgent=tick.in_trouble and kind is Kind.MEMORY,
         )
@@ -230,6 +232,15 @@ def _climb(
     if effect.means is Means.KILL:
         ladders[Kind.MEMORY] = msgspec.structs.replace(ladders[Kind.MEMORY], rung=Rung.KILL)
     return msgspec.structs.replace(state, kill=kill, ladders=ladders), tuple(moves), (effect,)
+
+
+def _is_doomed(config: Config, now: Snapshot, ranked: tuple[victims.Candidate, ...]) -> bool:
+    """Memory is short, and nobody may be killed: what is frozen keeps what it holds.
+
+    LS then waits for as long as the freeze lasts, and after it for the OOM killer all the same.
+    """
+    may_follow = any(each.kill_rank is not None for each in ranked)
+    return not may_follow and kills.scarce(config.interference.kill, now) is True
 
 
 def _ranked(config: Config, now: Snapshot, state: State) -> tuple[victims.Candidate, ...]:

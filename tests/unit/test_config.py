@@ -123,6 +123,7 @@ RANGES = [
     ("memory.protection.max_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.protection.deadband_pct", ["0", "50"], ["-1", "51"]),
     ("memory.limits.floor_pct", ["1", "100"], ["0.9", "101"]),
+    ("memory.limits.last_pct", ["0", "50"], ["-1", "51"]),
     ("memory.limits.down_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.limits.up_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.limits.deadband_pct", ["0", "20"], ["-1", "21"]),
