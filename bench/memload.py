@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,8 +26,9 @@ RUN = Path("/run/bench")
 MIB, PAGE, BLOCK = 1 << 20, 4096, 1 << 16
 WARM = 5  # passes over the hot set before anything is measured
 LS, BE = "hot.slice", "be.slice"
+PLAIN = "plain.slice"  # BE without the static settings of be.slice
 STREAM = 640  # MiB: with LS and the system more than there is
-LULL = 2  # times RAM that BE reads meanwhile
+EACH = 2  # times RAM that BE reads beside an LS that works, and then beside one in a lull
 
 
 # --- loads
@@ -63,8 +65,11 @@ def _touch(path: str) -> Callable[[], None]:
     return once
 
 
-def hot(read: str, mapped: str, report: str, pause: str) -> None:
-    """A service: passes over what it reads and what it maps. SIGUSR1 begins a lull, or ends it."""
+def hot(read: str, mapped: str, report: str, pause: str, first: str = "") -> None:
+    """A service: passes over what it reads and what it maps. SIGUSR1 begins a lull, or ends it.
+
+    first="lull": it has just been started, has loaded its files, and nobody asks it for anything yet.
+    """
     awake = [True]
     signal.signal(signal.SIGUSR1, lambda *_: awake.__setitem__(0, not awake[0]))
     passes = [_read(read)] + ([_touch(mapped)] if mapped != "-" else [])
@@ -74,6 +79,7 @@ def hot(read: str, mapped: str, report: str, pause: str) -> None:
             for once in passes:
                 once()
             count += 1
+            awake[0] = awake[0] and not (count == 1 and first == "lull")
             _tell(report, count)
         time.sleep(float(pause) if count >= WARM else 0.1)
 
@@ -127,6 +133,7 @@ def burst(mib: str, report: str) -> None:
 
 def paced(path: str, report: str, rate: str) -> None:
     """Open loop: so many units a second are due; each reads 2 MiB of the hot set and fills 1 MiB of RAM."""
+    _read(path)()
     fd, buffer, dice = os.open(path, os.O_RDONLY), bytearray(BLOCK), random.Random(1)  # noqa: S311 - load
     blocks = os.fstat(fd).st_size // BLOCK
     each, begun, done = 1 / float(rate), time.monotonic(), 0
@@ -209,10 +216,10 @@ def until(holds: Callable[[], bool], seconds: float = 200) -> None:
 
 
 def real(name: str, mib: int) -> Path:
-    """A file with blocks of its own: to read it again costs the disk."""
+    """A file with blocks of its own: to read it again costs the disk. None of it is cached yet: who reads it pays."""
     path = FILES / f"bench-{name}"
     if not path.exists():
-        run("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={mib}", "status=none")
+        run("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={mib}", "oflag=direct", "status=none")
     return path
 
 
@@ -255,40 +262,54 @@ def ram() -> float:
 
 
 def protect(mode: str) -> dict[str, float]:
-    """LS that comes back every 4 s, and then has a lull, beside BE that reads a large file over and over."""
+    """LS that was just started, that comes back every 4 s, that has a lull; BE reads a large file over and over."""
     clean()
     files = (real("read", 80), real("map", 40))
-    start(LS, "ls", "hot", *files, RUN / "ls", 4)
     if mode != "none":
-        qosd('[memory.protection]\nenforce = "low"' if mode == "low" else "")
-    until(lambda: told("ls") >= WARM)
+        qosd('[memory.protection]\nenforce = "auto"' if mode == "auto" else "")
+    start(LS, "ls", "hot", *files, RUN / "ls", 4, "lull")
+    until(lambda: told("ls") == 1)
+    started = stat(LS)
+    time.sleep(3)
     start(BE, "be", "stream", hole("stream", STREAM), RUN / "be")
-    before, events, streamed = stat(LS), _low_events(), told("be")
-    seen = []
-    end = time.monotonic() + 12
-    while time.monotonic() < end:
-        time.sleep(2)
-        seen.append(min(map(resident, files)))
-    paused, of_pauses = stat(LS), told("be") - streamed
-    run("systemctl", "kill", "-s", "USR1", "bench-ls")
-    begun = told("be")
-    until(lambda: told("be") - begun >= LULL * ram(), 300)
-    after_lull = min(map(resident, files))
-    awake, before_lull = told("ls"), stat(LS)
-    run("systemctl", "kill", "-s", "USR1", "bench-ls")
-    until(lambda: told("ls") > awake)
-    last = stat(LS)
-    return {
-        "pauses: hot set resident, least": min(seen),
-        "pauses: hot set resident, mean": sum(seen) / len(seen),
-        "pauses: LS pages refaulted": _refaults(before, paused),
-        "pauses: BE read, of RAM": of_pauses / ram(),
-        "lull: hot set resident after it": after_lull,
-        "lull: LS pages refaulted": _refaults(before_lull, last),
-        "LS pages reclaimed": last["pgsteal"] - before["pgsteal"],
-        "memory.events low": _low_events() - events,
+    figures = _beside(files, "fresh") | _back("fresh", WARM)
+    run("systemctl", "thaw", "bench-be")
+    figures |= _beside(files, "pauses")
+    _toggle_lull()
+    figures |= _beside(files, "lull") | _back("lull", 1)
+    return figures | {
+        "LS pages refaulted": _refaults(started, stat(LS)),
+        "LS pages evicted": stat(LS)["pgsteal"] - started["pgsteal"],
+        "memory.events low": _low_events(),
         "memory.low MiB": _size("memory.low"),
         "memory.min MiB": _size("memory.min"),
+    }
+
+
+def _back(when: str, passes: int) -> dict[str, float]:
+    """BE rests, and LS has to do again: what it must read from the disk for that."""
+    run("systemctl", "freeze", "bench-be")
+    before, done = stat(LS), told("ls")
+    _toggle_lull()
+    until(lambda: told("ls") >= done + passes)
+    return {f"{when}: LS pages refaulted as it came back": _refaults(before, stat(LS))}
+
+
+def _toggle_lull() -> None:
+    run("systemctl", "kill", "-s", "USR1", "bench-ls")
+
+
+def _beside(files: tuple[Path, ...], when: str) -> dict[str, float]:
+    """What becomes of the hot set while BE reads so much."""
+    begun, streamed, before, seen = time.monotonic(), told("be"), stat(LS), [1.0]
+    while told("be") - streamed < EACH * ram():
+        time.sleep(2)
+        seen.append(min(map(resident, files)))
+        assert time.monotonic() - begun < 200, "BE does not get on"
+    return {
+        f"{when}: hot set resident, least": min(seen),
+        f"{when}: LS pages refaulted": _refaults(before, stat(LS)),
+        f"{when}: BE read MiB a second": (told("be") - streamed) / (time.monotonic() - begun),
     }
 
 
@@ -341,9 +362,18 @@ def reclaim(mode: str) -> dict[str, float | None]:
 
 
 def _pace(seconds: float) -> float:
-    first, begun = told("be"), time.monotonic()
+    """Passes a second, from the end of one to the end of another."""
+    first, begun = _next_pass()
     time.sleep(seconds)
-    return (told("be") - first) / (time.monotonic() - begun)
+    last, ended = _next_pass()
+    return (last - first) / (ended - begun)
+
+
+def _next_pass() -> tuple[float, float]:
+    now = told("be")
+    while (then := told("be")) == now:
+        time.sleep(0.005)
+    return then, time.monotonic()
 
 
 LIMITS = """
@@ -351,9 +381,12 @@ LIMITS = """
 memory_target_pct = 80
 [memory.limits]
 enforce = "high"
+"""
+WATERMARK = """
 [memory.reclaim]
 free_low_pct = 8
 """
+ISOL = {"qosd": "", "limits": LIMITS, "limits+free": LIMITS + WATERMARK}
 RATE = 12  # units a second, far below what the guest can do
 
 
@@ -361,18 +394,19 @@ def isol(mode: str) -> dict[str, float]:
     """LS with a fixed rate of work beside BE that streams and allocates in bursts."""
     clean()
     path = real("read", 80)
-    _read(str(path))()
     start(LS, "ls", "paced", path, RUN / "ls", RATE)
-    if mode != "none":
-        qosd(LIMITS if mode == "limits" else "")
+    if mode in ISOL:
+        qosd(ISOL[mode])
+    slice_ = PLAIN if mode == "uncontrolled" else BE
     until((RUN / "ls").exists)
     time.sleep(4)
-    start(BE, "be", "stream", hole("stream", STREAM), RUN / "be")
-    start(BE, "burst", "burst", round(ram() * 0.45), RUN / "burst")
+    start(slice_, "be", "stream", hole("stream", STREAM), RUN / "be")
+    start(slice_, "burst", "burst", round(ram() / 3), RUN / "burst")
     time.sleep(3)
     first, waited, before, read = len(_seconds()), stalled(LS), stat(LS), told("be")
-    allocated = told("burst")
-    time.sleep(25)
+    allocated, direct = told("burst"), DirectReclaim()
+    time.sleep(20)
+    of_ls, of_all = direct.counts(run("systemctl", "show", "-P", "MainPID", "bench-ls").strip())
     done = list(_seconds().values())[first:-1]
     shares = sorted(min(count / RATE, 1.0) for count in done)
     return {
@@ -380,11 +414,31 @@ def isol(mode: str) -> dict[str, float]:
         "LS throughput of its target, p01": shares[0],
         "seconds": len(shares),
         "LS waited for memory, s": stalled(LS) - waited,
+        "LS had to reclaim itself, times": of_ls,
+        "all had to reclaim themselves, times": of_all,
         "LS pages refaulted": _refaults(before, stat(LS)),
         "BE read MiB": told("be") - read,
         "BE bursts": told("burst") - allocated,
-        "BE memory.high MiB": _high(),
+        "BE memory.high MiB": _high(slice_),
     }
+
+
+class DirectReclaim:
+    """Counts, from now on, who entered direct reclaim: the kernel's own histogram on its tracepoint."""
+
+    EVENT = Path("/sys/kernel/tracing/events/vmscan/mm_vmscan_direct_reclaim_begin")
+
+    def __init__(self) -> None:
+        if not self.EVENT.exists():
+            run("mount", "-t", "tracefs", "tracefs", "/sys/kernel/tracing")
+        (self.EVENT / "trigger").write_text("hist:keys=common_pid")
+
+    def counts(self, pid: str) -> tuple[int, int]:
+        """Of the process, and of all."""
+        text = (self.EVENT / "hist").read_text()
+        (self.EVENT / "trigger").write_text("!hist:keys=common_pid")
+        found = re.findall(r"common_pid: +(\d+) *} hitcount: +(\d+)", text)
+        return sum(int(count) for each, count in found if each == pid), sum(int(count) for _, count in found)
 
 
 def _seconds() -> dict[str, int]:
@@ -392,8 +446,8 @@ def _seconds() -> dict[str, int]:
     return counts
 
 
-def _high() -> float:
-    text = (CGROUP / BE / "memory.high").read_text().strip()
+def _high(slice_: str) -> float:
+    text = (CGROUP / slice_ / "memory.high").read_text().strip()
     return ram() if text == "max" else int(text) / MIB
 
 
