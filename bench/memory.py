@@ -2,17 +2,19 @@
 
 `make bench-memory`, in the lab's guest with little memory, so that a multiple of it is soon read. Counts and
 same-run ratios only: emulated time says nothing. Modes take turns; each round has fresh cgroups and an empty
-page cache. What the loads do is in bench/memload.py.
+page cache. What is done is in bench/memscenes.py.
 
-protect  LS in a slice with no protection of its own, so that all of it is qosd's, beside BE that reads a file
-         a little larger than what LS leaves over and over, as a build or a training job does. Three times, each as
-         long as BE needs for twice RAM: LS was just started and has read its files once (a deployment); it
-         works, with a pause of 4 s between its passes; it has a lull (its night). "auto" may write memory.min too.
+protect  LS in a slice with no protection of its own, so that all of it is qosd's, beside BE that reads a
+         file a little larger than what LS leaves over and over, as a build or a training job does. Three
+         times, each as long as BE needs for twice RAM: LS was just started and has read its files once (a
+         deployment); it works, with a pause of 4 s between its passes; it has a lull (its night). "auto"
+         may write memory.min too.
 reclaim  BE with 250 MiB of cold cache and 50 MiB that it works on: two jobs, or one that reads or maps it.
-isol     LS with a fixed rate of work (resctl-bench's isol) beside BE that streams, and allocates a third of RAM
-         in bursts: that fits beside LS, the system and the reserve of memory_target_pct. "uncontrolled" is BE in
-         a slice without be.slice's static settings, "none" with them and qosd stopped; then qosd as it comes, with
-         [memory.limits], and with a watermark of MemFree too.
+isol     LS with a fixed rate of work (resctl-bench's isol) beside BE that streams, and allocates a third of
+         RAM in bursts: that fits beside LS, the system and the reserve of memory_target_pct. "uncontrolled"
+         is BE in a slice without be.slice's static settings, "none" with them and qosd stopped; then qosd
+         as it comes, and with [memory.limits].
+edge     LS as if just started, and BE needs so much at once that LS's page cache has to go.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ RAM = "768M"
 MODES = {
     "protect": ("none", "qosd", "auto"),
     "reclaim": ("two jobs", "read", "map"),
-    "isol": ("uncontrolled", "none", "qosd", "limits", "limits+free"),
+    "isol": ("uncontrolled", "none", "qosd", "auto", "limits"),
+    "edge": ("none", "qosd", "auto"),
 }
 GOALS: dict[str, tuple[str, float, str]] = {
     **{f"{when}: hot set resident, least": (">=", 0.98, "") for when in ("fresh", "pauses", "lull")},
@@ -89,12 +92,12 @@ def table(part: str, rows: Rows) -> None:
             print(f"    {mode:12} {median:<8.4g} {spread:25}{verdict(rows, mode, key, median)}")
 
 
-def scene(machine: Machine, part: str, rounds: int) -> tuple[Rows, list[str]]:
+def scene(machine: Machine, part: str, modes: tuple[str, ...], rounds: int) -> tuple[Rows, list[str]]:
     """The rounds that came to an end, and what kept the others from it."""
     rows: Rows = []
     failures: list[str] = []
-    for mode in turns(MODES[part], rounds):
-        done = machine.run(f"python3 /var/tmp/memload.py measure {part} '{mode}'", timeout=400, check=False)
+    for mode in turns(modes, rounds):
+        done = machine.run(f"python3 /var/tmp/memscenes.py {part} '{mode}'", timeout=400, check=False)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
             failures.append(f"{part} {mode}: no figures: {why}")
@@ -114,12 +117,16 @@ def kernel(name: str, deb: Path, parts: list[str], rounds: int) -> tuple[dict[st
             f"apt-get install -q -y --no-install-recommends /mnt/share/{deb.name}; systemctl stop qosd",
             timeout=400,
         )
-        machine.run("cat >/var/tmp/memload.py", input=(ROOT / "bench/memload.py").read_bytes())
+        for file in ("memload.py", "memscenes.py"):
+            machine.run(f"cat >/var/tmp/{file}", input=(ROOT / "bench" / file).read_bytes())
         lru = machine.run("cat /sys/kernel/mm/lru_gen/enabled 2>/dev/null || echo none").stdout.strip()
         release = machine.run("uname -r").stdout.strip()
         print(f"Linux {release}, lru_gen {lru}, {RAM} of RAM, one CPU, {machine.accelerator}", flush=True)
+        # Without the multi-generational LRU "auto" is what "low" is.
+        same = {"auto"} if lru in ("none", "0x0000") else set()
         for part in parts:
-            results[part], failed = scene(machine, part, rounds)
+            modes = tuple(mode for mode in MODES[part] if mode not in same)
+            results[part], failed = scene(machine, part, modes, rounds)
             failures += failed
     print(f"\nLinux {release}, lru_gen {lru}, in {(time.monotonic() - begun) / 60:.0f} min")
     for part, rows in results.items():
