@@ -204,7 +204,7 @@ def reclaim(mode: str) -> dict[str, float | None]:
     time.sleep(3)
     held, first = cache(BE), _pace(10)
     before, waited, begun = stat(BE), stalled(LS), time.monotonic()
-    qosd('page_cache_high = "100MiB"\npage_cache_low = "90MiB"\n')
+    qosd("" if mode == "off" else 'page_cache_high = "100MiB"\npage_cache_low = "90MiB"\n')
     second = _pace(40)
     time.sleep(5)
     after = stat(BE)
