@@ -15,35 +15,27 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qosd.lab.image import cache_dir
 from qosd.lab.machine import Machine
+from qosd.lab.tiers import tiers
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PACKAGES = ("earlyoom", "nohang", "oomd", "libjsoncpp25", "lsb-base")
 LIMITS = '[memory.limits]\nenforce = "high"\n'
-TIERS = """
-[[workload]]
-name = "ls"
-tier = "ls"
-match = ["ls.slice"]
-[[workload]]
-name = "be"
-tier = "be"
-match = ["be.slice"]
-"""
+KILL = '[interference]\nanswer = "kill"\n[interference.kill]\nafter = "1s"\n' + tiers("kill = true")
 QOSD = {
     "qosd limits": LIMITS,
-    "qosd freeze": LIMITS + '[interference]\nanswer = "freeze"\n',
-    "qosd kill": LIMITS
-    + '[interference]\nanswer = "kill"\n[interference.kill]\nafter = "1s"\n'
-    + TIERS
-    + "kill = true\n",
+    "qosd freeze": '[interference]\nanswer = "freeze"\n',
+    "qosd kill": KILL,
+    "qosd both": LIMITS + KILL,
 }
-MODES = ("none", *QOSD, "systemd-oomd", "oomd", "earlyoom", "nohang")
+SPOILT = 1.0  # seconds: no memory is short for a process that is locked in it
+MODES = ("none", "qosd limits", "qosd kill", "qosd both", "systemd-oomd", "oomd", "earlyoom", "nohang")
 # Debian's own rules for user.slice, for be.slice instead.
 OOMD_JSON = {
     "rulesets": [
@@ -108,10 +100,9 @@ def play(machine: Machine, mode: str, seconds: float) -> dict[str, Any]:
     return found
 
 
-def run(rounds: int, modes: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(rounds: int, modes: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     debs = sorted((ROOT / "dist").glob("qosd_*.deb"))
     assert debs, "dist has no package: make deb"
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         share = Path(directory)
         for deb in (debs[-1], *fetch()):
@@ -124,9 +115,7 @@ def run(rounds: int, modes: list[str], options: argparse.Namespace) -> list[dict
             for number in range(rounds):
                 order = random.Random(options.seed + number)  # noqa: S311 - an order to be had again
                 for mode in order.sample(modes, len(modes)):
-                    rows.append({**play(machine, mode, options.seconds), "swap": options.swap})
-                    print(f"  {rows[-1]}", flush=True)
-    return rows
+                    yield {**play(machine, mode, options.seconds), "swap": options.swap}
 
 
 def spread(values: list[float]) -> str:
@@ -136,14 +125,17 @@ def spread(values: list[float]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> None:
-    keys = ("p99_ratio", "worst_ratio", "ls_stalled_ms", "short_s", "short_to_gone_s", "frozen_s")
+    keys = ("calm_p99", "event_p99", "event_worst", "late_s", "ls_pressed_s", "hog_s", "frozen_s")
     counted = ("ls_killed", "bystander_killed", "hog_gone", "kernel_kills")
-    print(f"{'mode':14} n  {'  '.join(f'{key:>24}' for key in keys)}  {'  '.join(counted)}")
+    print(f"{'mode':14} n  {'  '.join(f'{key:>18}' for key in keys)}  {'  '.join(counted)}")
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        good = [row for row in rows if row["mode"] == mode and "failed" not in row]
+        done = [row for row in rows if row["mode"] == mode and "failed" not in row]
+        good = [row for row in done if row["stood_still_s"] < SPOILT]
         cells = [spread([row[key] for row in good if row[key] is not None]) for key in keys]
         counts = [f"{sum(row[key] for row in good):>{len(key)}}" for key in counted]
-        print(f"{mode:14} {len(good)}  {'  '.join(f'{cell:>24}' for cell in cells)}  {'  '.join(counts)}")
+        print(f"{mode:14} {len(good)}  {'  '.join(f'{cell:>18}' for cell in cells)}  {'  '.join(counts)}")
+        if len(good) < len(done):
+            print(f"               spoilt: {len(done) - len(good)}, the measuring process itself stood still")
         for said in dict.fromkeys(row["failed"] for row in rows if row["mode"] == mode and "failed" in row):
             print(f"               did not run: {said}")
 
@@ -158,12 +150,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="kept, and what is in there already counts too")
     options = parser.parse_args()
-    kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
-    rows = kept + (run(options.rounds, options.modes, options) if options.rounds else [])
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    rows = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    for row in run(options.rounds, options.modes, options) if options.rounds else ():
+        print(f"  {row}", flush=True)
+        rows.append(row)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
     for swap in dict.fromkeys(row["swap"] for row in rows):
-        print(f"\nswap {swap}: median (least-most), of the event against the calm seconds of the same round")
+        print(f"\nswap {swap}: median (least-most), latencies as multiples of the round's calm median")
         table([row for row in rows if row["swap"] == swap])
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ FILE_MIB = 96
 PERIOD = 0.02  # seconds between two requests of LS, whether or not the last was answered
 PAGES, FRESH = 32, 256 << 10  # of a request: pages of its file, bytes of new memory
 HOG_MIB_PER_SECOND = 100
-CALM, AFTER = 8.0, 6.0  # seconds before the hog starts, and after it is gone
+SETTLE, CALM, AFTER = 5.0, 6.0, 4.0  # seconds from a daemon's start; before the hog's; after its end
+LATE = 50  # times the calm median: such a request of LS is as good as lost
 SAMPLE = 0.1
 RECORDS = 64 << 10
 SERVICES = {"systemd-oomd": "systemd-oomd", "oomd": "oomd", "earlyoom": "earlyoom", "nohang": "nohang"}
@@ -148,6 +150,16 @@ def sample() -> dict[str, Any]:
     }
 
 
+def pressed(seen: list[dict[str, Any]]) -> float | None:
+    """From the first tenth of a second in which LS waited for memory for a tenth of it, to the last."""
+    at = [
+        now["at"]
+        for before, now in pairwise(seen)
+        if (now["some"] or 0) - (before["some"] or 0) > (now["at"] - before["at"]) * 1e5
+    ]
+    return at[-1] - at[0] if at else None
+
+
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
@@ -171,6 +183,12 @@ def oom_kills() -> int:
     return number(Path("/proc/vmstat"), "oom_kill ") or 0
 
 
+def victims_of_the_kernel(count: int) -> list[str]:
+    """The last so many that the kernel says it killed."""
+    said = sh(r"dmesg | grep -o 'task_memcg=[^,]*,task=[^,]*' || true").splitlines()
+    return said[len(said) - count :]
+
+
 def watch(seconds: float) -> list[dict[str, Any]]:
     """Samples from the hog's first moment until a while after its last."""
     seen = [sample()]
@@ -190,7 +208,8 @@ def measure(mode: str, config: str, seconds: float) -> dict[str, Any]:
     start("ls.slice", "ls", str(LOG))
     start("be.slice", "bystander")
     words = begin(mode, config)
-    time.sleep(3)
+    until(lambda: bool(latencies(0, time.monotonic())) and waiting(time.monotonic()) < 1, 60)
+    time.sleep(SETTLE)
     pids = {name: pid_of(name) for name in ("ls", "bystander")}
     killed_before, calm_from = oom_kills(), time.monotonic()
     time.sleep(CALM)
@@ -205,28 +224,29 @@ def measure(mode: str, config: str, seconds: float) -> dict[str, Any]:
     total = number(Path("/proc/meminfo"), "MemTotal:") or 1
     short = [each["at"] for each in seen if (each["available"] or 0) < total * 0.1]
     gone = next((each["at"] for each in seen[10:] if each["hog"] != 1), None)
-    p99 = quantile(calm, 0.99)
+    p50, p99 = quantile(calm, 0.5), quantile(event, 0.99)
     alive = {name: pid != 0 and pid_of(name) == pid for name, pid in pids.items()}
     decisions = sh("qosctl decisions --json 2>/dev/null", check=False) if mode.startswith("qosd") else ""
     result = {
         "mode": mode,
         "words": words,
         "requests": len(event),
-        "calm_p50_ms": quantile(calm, 0.5) * 1e3,
-        "calm_p99_ms": p99 * 1e3,
-        "calm_max_ms": max(calm) * 1e3,
-        "p99_ratio": quantile(event, 0.99) / p99,
-        "worst_ratio": max(event) / p99,
-        "worst_ms": max(event) * 1e3,
+        "calm_p50_ms": p50 * 1e3,
+        "calm_p99": quantile(calm, 0.99) / p50,
+        "event_p99": p99 / p50,
+        "event_worst": max(event) / p50,
+        "stood_still_s": max(now["at"] - before["at"] for before, now in pairwise(seen)),
+        "late_s": sum(each > LATE * p50 for each in event) * PERIOD,
+        "ls_pressed_s": pressed(seen),
         "ls_stalled_ms": ((seen[-1]["some"] or 0) - (seen[0]["some"] or 0)) / 1e3,
         "short_s": len(short) * SAMPLE if short else 0.0,
-        "short_to_gone_s": gone - short[0] if gone is not None and short else None,
         "hog_s": gone - began if gone is not None else None,
         "hog_gone": gone is not None,
         "frozen_s": sum(each["frozen"] == 1 for each in seen) * SAMPLE,
         "ls_killed": not alive["ls"],
         "bystander_killed": not alive["bystander"],
         "kernel_kills": oom_kills() - killed_before,
+        "kernel_victims": victims_of_the_kernel(oom_kills() - killed_before),
         "told": sh(
             f"journalctl -q -u '{SERVICES.get(mode, 'qosd')}' --since -2min -o cat --no-pager | tail -4",
             check=False,

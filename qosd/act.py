@@ -14,6 +14,8 @@ from qosd.blocking import BlockingWriter
 from qosd.errors import CgroupGone
 from qosd.files import Key
 from qosd.journal import RESET_WEIGHT, Entry, Journal, Outcome, restore
+from qosd.look import Look
+from qosd.model import CgroupId
 from qosd.own import own_cgroup
 from qosd.plan import FileState, Ledger, Plan, Write
 from qosd.sys import Sys, open_same_cgroup, read_interface, write_interface
@@ -55,8 +57,10 @@ class Actuator:
         journal: Journal,
         protected: tuple[str, ...],
         blocking: BlockingWriter | None = None,
+        look: Look | None = None,
     ) -> None:
         self._sys = sys
+        self._look = look
         self._blocking = blocking
         self._root_fd = root_fd
         self._journal = journal
@@ -110,6 +114,9 @@ class Actuator:
             own = own_cgroup(self._sys)
             if own is None or protects((own,), write.path):
                 return Applied(write, "refused", f"qosd itself is in {own or 'a cgroup it cannot find out'}")
+        kept = self._look.directory(CgroupId(write.key.cgroup_id)) if self._look is not None else None
+        if kept is not None:
+            return self._write_at(kept, write, state)
         try:
             dir_fd = open_same_cgroup(self._sys, self._root_fd, write.path, write.key.cgroup_id)
         except CgroupGone:

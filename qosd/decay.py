@@ -8,6 +8,7 @@ is scaled down when that number grows large. Quantiles do not care about the com
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -33,16 +34,22 @@ class Histogram(msgspec.Struct, frozen=True, gc=False):
 
     def add(self, value: float, weight: float, at_usec: int) -> Histogram:
         """With one more value; a weight of 0 or less, and what is no number, adds nothing."""
-        if not (weight > 0 and math.isfinite(value)):
+        return self.add_all(((value, weight),), at_usec)
+
+    def add_all(self, values: Iterable[tuple[float, float]], at_usec: int) -> Histogram:
+        """With these (value, weight) of one moment."""
+        new = [(value, weight) for value, weight in values if weight > 0 and math.isfinite(value)]
+        if not new:
             return self
         base = self if self.weights else msgspec.structs.replace(self, since_usec=at_usec)
         if (at_usec - base.since_usec) / base.half_life_usec > _REBASE_AFTER:
             base = base.as_of(at_usec)
-        entered = weight * 2.0 ** ((at_usec - base.since_usec) / base.half_life_usec)
-        if entered == 0:  # a clock that went back by a thousand half-lives
-            return base
-        bucket = self._bucket(value)
-        weights = {**base.weights, bucket: base.weights.get(bucket, 0.0) + entered}
+        factor = 2.0 ** ((at_usec - base.since_usec) / base.half_life_usec)
+        weights = dict(base.weights)
+        for value, weight in new:
+            if weight * factor > 0:  # not with a clock that went back by a thousand half-lives
+                bucket = self._bucket(value)
+                weights[bucket] = weights.get(bucket, 0.0) + weight * factor
         return msgspec.structs.replace(base, weights=weights)
 
     def quantile(self, p: float) -> float | None:

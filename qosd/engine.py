@@ -23,6 +23,7 @@ from qosd.hearing import Hearing
 from qosd.interference import baseline
 from qosd.interference import governor as interference
 from qosd.journal import Journal
+from qosd.look import Look
 from qosd.memory.reclaimer import Reclaimer
 from qosd.model import Breach, CgroupId, CpuMax, Snapshot, Tier
 from qosd.oomkillers import OomKillers
@@ -77,11 +78,12 @@ class Engine:
         self.config = config
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._blocking = BlockingWriter(sys)
-        self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking)
         self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
         self._sensor = self._new_sensor(config)
+        look = Look(sys, root_fd, lambda key: self._sensor.root(key))  # noqa: PLW0108 - a reload brings another
+        self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking, look)
         self.egress = Egress(sys, root_fd, config)
-        self.reflex = Reflex(sys, root_fd)
+        self.reflex = Reflex(look)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
         self.probes = Probes(config, pmu=Pmu(sys, root_fd))
         self.feeds = Feeds(sys, config.signal)
@@ -263,7 +265,7 @@ class Engine:
         if self.mode != Mode.ENFORCE.value:
             return "observed"
         wanted = tuple(each for each in wanted if each.cgroup_id != self._lifted)
-        files = self._sensor.settings({each.cgroup_id for each in wanted})
+        files = self._sensor.settings({Key(each.cgroup_id, each.setting.file) for each in wanted})
         now_usec = self._sys.monotonic_ns() // 1000
         self._ledger, plan = narrow(Now(now_usec, files), wanted, self._ledger, self.config.ownership)
         self._ledger, report = self._apply(plan, now_usec)

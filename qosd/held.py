@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from qosd import cgroupfs
 from qosd.errors import CgroupGone, Malformed
+from qosd.look import Look
 from qosd.model import Breach, CgroupId, CgroupSample, CpuMax, CpuStat, Snapshot, Tier, Workload
-from qosd.sys import Sys, open_cgroup, open_same_cgroup, read_interface
+from qosd.sys import open_cgroup, read_interface
 
 _TICKS = 16  # those below that are read in turns (sense.cold_ticks) are in one of them
 _YOUNG_TICKS = 2  # a limit of a cgroup that was seen for longer has shown in its nr_periods
@@ -38,9 +39,10 @@ class _Tick(NamedTuple):
 
 
 class Held:
-    def __init__(self, sys: Sys, root_fd: int) -> None:
-        self._sys = sys
-        self._root_fd = root_fd
+    def __init__(self, look: Look) -> None:
+        self._kept = look
+        self._sys = look.sys
+        self._root_fd = look.root_fd
         self._seen: deque[_Tick] = deque(maxlen=_TICKS)
         self._reports: dict[CgroupId, tuple[int, int]] = {}
         """By victim, the first and the last report of those that came without a pause."""
@@ -99,13 +101,13 @@ class Held:
         if now.usage_usec <= before.usage_usec or (now.nr_periods or 0) > (before.nr_periods or 0):
             return False
         try:
-            return not self._file(sample, "cpu.max").startswith(b"max")
+            return not self._kept.file(sample, "cpu.max").startswith(b"max")
         except (OSError, CgroupGone):
             return False
 
     def _period_usec(self, sample: CgroupSample) -> int:
         try:
-            limit = cgroupfs.parse_setting(CpuMax.file, self._file(sample, "cpu.max").decode("latin-1"))
+            limit = cgroupfs.parse_setting(CpuMax.file, self._kept.file(sample, "cpu.max").decode("latin-1"))
         except (OSError, CgroupGone, Malformed):
             return 0
         return limit.period_usec if isinstance(limit, CpuMax) else 0
@@ -154,7 +156,7 @@ class Held:
     def _newcomers(self, victim: Workload, below: dict[CgroupId, CgroupSample]) -> list[CgroupSample]:
         """Cgroups below it that no tick has seen yet: whatever they were held is new."""
         try:
-            stat = cgroupfs.parse_flat_keyed(self._file(victim.sample, "cgroup.stat"), "cgroup.stat")
+            stat = cgroupfs.parse_flat_keyed(self._kept.file(victim.sample, "cgroup.stat"), "cgroup.stat")
             if stat.get(b"nr_descendants") == self._alive(below):
                 return []
             return self._walk(victim.path, below)
@@ -205,16 +207,9 @@ class Held:
 
     def _read(self, sample: CgroupSample) -> CpuStat | None:
         try:
-            return cgroupfs.parse_cpu_stat(self._file(sample, "cpu.stat"))
+            return cgroupfs.parse_cpu_stat(self._kept.file(sample, "cpu.stat"))
         except (OSError, CgroupGone, Malformed):
             return None
-
-    def _file(self, sample: CgroupSample, file: str) -> bytes:
-        dir_fd = open_same_cgroup(self._sys, self._root_fd, sample.path, sample.id)
-        try:
-            return read_interface(self._sys, dir_fd, file)
-        finally:
-            self._sys.close(dir_fd)
 
 
 def _above(path: str) -> list[str]:

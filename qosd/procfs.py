@@ -60,21 +60,25 @@ class Meminfo(NamedTuple):
 
 
 def parse_meminfo(raw: bytes) -> Meminfo:
-    values: dict[bytes, int] = {}
-    for line in raw.split(b"\n"):
-        key, _, rest = line.partition(b":")
-        if key in (b"MemTotal", b"MemFree", b"MemAvailable", b"SwapTotal", b"SwapFree"):
-            number = rest.split()[:1]
-            if not number or not _is_count(number[0]):
-                raise Malformed("/proc/meminfo", line.decode("latin-1"))
-            values[key] = int(number[0]) * _KIB
+    def size(name: bytes) -> int | None:
+        kib = _after(raw, name + b":", "/proc/meminfo")
+        return kib * _KIB if kib is not None else None
+
     return Meminfo(
-        values.get(b"MemTotal"),
-        values.get(b"MemAvailable"),
-        values.get(b"SwapTotal"),
-        values.get(b"SwapFree"),
-        values.get(b"MemFree"),
+        size(b"MemTotal"), size(b"MemAvailable"), size(b"SwapTotal"), size(b"SwapFree"), size(b"MemFree")
     )
+
+
+def _after(raw: bytes, key: bytes, file: str) -> int | None:
+    """The number that follows a key at the beginning of a line: the tick wants two lines of 180."""
+    _, found, rest = (b"\n" + raw).partition(b"\n" + key)
+    if not found:
+        return None
+    line = rest.partition(b"\n")[0]
+    number = line.split()[:1]
+    if not number or not _is_count(number[0]):
+        raise Malformed(file, (key + line).decode("latin-1"))
+    return int(number[0])
 
 
 class Vmstat(NamedTuple):
@@ -85,14 +89,7 @@ class Vmstat(NamedTuple):
 
 
 def parse_vmstat(raw: bytes) -> Vmstat:
-    found: dict[bytes, int] = {}
-    for line in raw.split(b"\n"):
-        key, _, count = line.partition(b" ")
-        if key in (b"pgscan_kswapd", b"pgscan_direct"):
-            if not _is_count(count):
-                raise Malformed("/proc/vmstat", line.decode("latin-1"))
-            found[key] = int(count)
-    return Vmstat(found.get(b"pgscan_kswapd"), found.get(b"pgscan_direct"))
+    return Vmstat(*(_after(raw, key, "/proc/vmstat") for key in (b"pgscan_kswapd ", b"pgscan_direct ")))
 
 
 def parse_self_cgroup(raw: bytes) -> str | None:

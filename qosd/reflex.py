@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from qosd.config import Config, Mode
+from qosd.look import Look
 from qosd.model import Breach, Snapshot, Tier, printable
 from qosd.schema.interference import MaxAnswer
-from qosd.sys import Sys
 from qosd.trigger import Triggers
 from qosd.witness import Witness
 
@@ -33,11 +33,12 @@ class ReflexStatus(msgspec.Struct, frozen=True):
 
 
 class Reflex:
-    def __init__(self, sys: Sys, root_fd: int) -> None:
+    def __init__(self, look: Look) -> None:
+        sys, root_fd = look.sys, look.root_fd
         self.triggers = Triggers(sys, root_fd)
         self.memory = Triggers(sys, root_fd, "memory.pressure")
         """They wake the loop for a tick of its own; what to do about memory takes a whole decision."""
-        self._witness = Witness(sys, root_fd)
+        self._witness = Witness(look)
         self._events: list[Breach] = []
         self._off: str | None = "no tick yet"
         self.reactions: dict[str, dict[str, int]] = {}

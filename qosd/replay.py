@@ -19,8 +19,6 @@ from qosd.files import Key
 from qosd.model import CpuMax, Snapshot, Tier, printable
 from qosd.plan import FileState, Ledger, Now, Plan, diff
 
-_decoder = msgspec.json.Decoder(Snapshot)
-
 
 class Step(msgspec.Struct, frozen=True):
     """What one recorded tick leads to."""
@@ -56,9 +54,10 @@ def plain(snapshot: Snapshot) -> Snapshot:
 
 def load(lines: Iterable[bytes]) -> Iterator[Snapshot]:
     """The snapshots of a trace; raises QosdError naming the line that is none."""
+    decoder = msgspec.json.Decoder(Snapshot)  # here, as the daemon's start need not wait for it
     for number, line in enumerate(lines, 1):
         try:
-            yield _decoder.decode(line)
+            yield decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise QosdError(f"line {number} is not a snapshot: {error}") from None
 

@@ -11,7 +11,7 @@ import msgspec
 from qosd import cgroupfs, clock, discover, procfs, psi, topology
 from qosd.cgroupfs import parse_events
 from qosd.config import Config
-from qosd.descend import FILES, Descendants
+from qosd.descend import Descendants
 from qosd.errors import CgroupGone, Malformed
 from qosd.files import Key
 from qosd.iofs import parse_io_stat
@@ -108,7 +108,12 @@ class Root:
                 self.settings[file] = kept
 
     def fds(self) -> int:
-        return 5 + FILES + len(self.settings) + self.memory.fds()
+        return 5 + len(self.files) + len(self.settings) + self.memory.fds()
+
+    def kept_fd(self, file: str) -> int | None:
+        known = {"cpu.stat": self.files.cpu_stat, "cgroup.stat": self.stat}
+        kept = known[file] if file in known else self.settings.get(file)
+        return None if kept is None else kept.fd
 
     def close(self, sys: Sys) -> None:
         close_cgroup(sys, self.files)
@@ -291,16 +296,20 @@ class Sensor:
                 unknown[f"time zone {zone}"] = str(error)
         return minutes
 
-    def settings(self, cgroup_ids: set[CgroupId]) -> dict[Key, str]:
-        """What the watched files of some workloads hold right now, between two snapshots."""
+    def settings(self, keys: set[Key]) -> dict[Key, str]:
+        """What some watched files hold right now, between two snapshots."""
         found: dict[Key, str] = {}
-        for root in (self._roots[each] for each in cgroup_ids if each in self._roots):
-            for file, kept in root.settings.items():
-                with contextlib.suppress(CgroupGone):
-                    value = read_kept(kept, root.match.path, {})
-                    if value is not None:
-                        found[Key(root.match.id, file)] = value
+        for key in keys:
+            root = self._roots.get(key.cgroup_id)
+            with contextlib.suppress(CgroupGone):
+                value = None if root is None else read_kept(root.settings.get(key.file), root.match.path, {})
+                if value is not None:
+                    found[key] = value
         return found
+
+    def root(self, cgroup_id: CgroupId) -> Root | None:
+        """A workload's own cgroup with what is kept open of it."""
+        return self._roots.get(cgroup_id)
 
     def close(self) -> None:
         self._descendants.close()

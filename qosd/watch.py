@@ -96,7 +96,21 @@ def keep_cgroup(sys: Sys, dir_fd: int) -> CgroupFiles:
     )
 
 
-def close_cgroup(sys: Sys, files: CgroupFiles) -> None:
+class BelowFiles(NamedTuple):
+    """What is read of a cgroup below a workload: who uses what. Its waits are in the workload's pressure."""
+
+    cpu_stat: KeptFile[CpuStat] | None
+    memory_current: KeptFile[int] | None
+
+
+def keep_below(sys: Sys, dir_fd: int) -> BelowFiles:
+    return BelowFiles(
+        keep(sys, dir_fd, "cpu.stat", cgroupfs.parse_cpu_stat),
+        keep(sys, dir_fd, "memory.current", cgroupfs.parse_memory_current),
+    )
+
+
+def close_cgroup(sys: Sys, files: CgroupFiles | BelowFiles) -> None:
     for kept in files:
         if kept is not None:
             sys.close(kept.fd)

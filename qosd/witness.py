@@ -13,19 +13,18 @@ import msgspec
 from qosd import cgroupfs
 from qosd.errors import CgroupGone, Malformed
 from qosd.held import Held
+from qosd.look import Look
 from qosd.model import Breach, CgroupSample, CpuStat, Snapshot, Tier, Workload
-from qosd.sys import Sys, open_same_cgroup, read_interface
 
 CPU_PRESSURE = "cpu.pressure some"
 _TICKS = 16
 
 
 class Witness:
-    def __init__(self, sys: Sys, root_fd: int) -> None:
-        self._sys = sys
-        self._root_fd = root_fd
+    def __init__(self, look: Look) -> None:
+        self._kept = look
         self._seen: deque[Snapshot] = deque(maxlen=_TICKS)
-        self._held = Held(sys, root_fd)
+        self._held = Held(look)
 
     def note(self, now: Snapshot) -> None:
         self._seen.append(now)
@@ -66,15 +65,9 @@ class Witness:
 
     def _read(self, sample: CgroupSample) -> CpuStat | None:
         try:
-            dir_fd = open_same_cgroup(self._sys, self._root_fd, sample.path, sample.id)
-        except (OSError, CgroupGone):
+            return cgroupfs.parse_cpu_stat(self._kept.file(sample, "cpu.stat"))
+        except (OSError, CgroupGone, Malformed):
             return None
-        try:
-            return cgroupfs.parse_cpu_stat(read_interface(self._sys, dir_fd, "cpu.stat"))
-        except (OSError, Malformed):
-            return None
-        finally:
-            self._sys.close(dir_fd)
 
 
 def _suspects(event: Breach, since: Snapshot, *, cut_idle: bool) -> tuple[Workload, ...]:

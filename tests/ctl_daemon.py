@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+from click.testing import CliRunner, Result
 
 from qosd.control import Server
 from qosd.cpu.burst import BurstView
@@ -17,6 +18,7 @@ from qosd.cpu.overrun import OverrunView
 from qosd.cpu.pools import PoolView
 from qosd.cpu.view import CpuView
 from qosd.cpu.windows import WindowView
+from qosd.ctl.main import cli
 from qosd.ebpf.status import Latency, ProbeStatus, ProbesView, Rate, Retransmits
 from qosd.interference.blame import Cause, Culprit
 from qosd.interference.kills import Left
@@ -286,3 +288,9 @@ EBPF = ProbesView(
     retransmits=(Retransmits("ls.slice", "web", "ls", 7),),
     rates=(Rate("ls.slice", "web", "ls", 1.25, 0.002),),
 )
+
+
+def qosctl(*words: str, sock: str = "/nonexistent/control.sock", columns: int = 120) -> Result:
+    return CliRunner().invoke(
+        cli, ["--socket", sock, *words], env={"COLUMNS": str(columns)}, prog_name="qosctl"
+    )

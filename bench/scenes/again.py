@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 from bisect import bisect
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 
-from bench.scenes.score import Done, Said, of_verdict
+from bench.scenes.score import Done, Said, most_first, of_verdict
 from qosd import governors
 from qosd.config import Config
 from qosd.interference.blame import Cause
@@ -26,7 +27,7 @@ def verdicts(config: Config, trace: Path, done: list[Done]) -> list[Said]:
     state = governors.State()
     prev: Snapshot | None = None
     ticks: dict[int, int] = {}
-    found: dict[tuple[int, int], Said] = {}
+    found: dict[tuple[int, int], _Heard] = {}
     with gzip.open(trace) as lines:
         for now in load(lines):
             state, decision = governors.decide(config, prev, now, state)
@@ -34,17 +35,32 @@ def verdicts(config: Config, trace: Path, done: list[Done]) -> list[Said]:
                 bad = sum(verdict.blamed.values())
                 if bad > ticks.get(verdict.id, 0):
                     key = (verdict.id, bisect(begins, now.monotonic_usec))
-                    found[key] = _with(found.get(key), verdict, now.monotonic_usec)
+                    found.setdefault(key, _Heard(now.monotonic_usec)).hear(verdict)
                 ticks[verdict.id] = bad
             prev = now
-    return list(found.values())
+    return [each.said() for each in found.values()]
 
 
-def _with(before: Said | None, verdict: Verdict, at_usec: int) -> Said:
-    """With the cause of this bad tick."""
-    now = msgspec.structs.replace(of_verdict(verdict), causes=(verdict.cause.value,), began_usec=at_usec)
-    if before is None:
-        return now
-    causes = tuple(dict.fromkeys((*before.causes, *now.causes)))
-    culprit = now.culprit if verdict.cause is Cause.BE else before.culprit
-    return msgspec.structs.replace(now, causes=causes, began_usec=before.began_usec, culprit=culprit)
+class _Heard:
+    """What a verdict says in one event, bad tick by bad tick."""
+
+    def __init__(self, began_usec: int) -> None:
+        self._began_usec = began_usec
+        self._causes: Counter[Cause] = Counter()
+        self._last: Verdict | None = None
+        self._of_be: Verdict | None = None
+
+    def hear(self, verdict: Verdict) -> None:
+        self._causes[verdict.cause] += 1
+        self._last = verdict
+        if verdict.cause is Cause.BE:
+            self._of_be = verdict
+
+    def said(self) -> Said:
+        """The culprit is the one of BE's last bad tick."""
+        assert self._last is not None
+        said = of_verdict(self._last)
+        culprit = of_verdict(self._of_be).culprit if self._of_be is not None else said.culprit
+        return msgspec.structs.replace(
+            said, causes=most_first(self._causes), began_usec=self._began_usec, culprit=culprit
+        )

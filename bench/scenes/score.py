@@ -10,6 +10,7 @@ import msgspec
 
 from bench.scenes.events import Event
 from bench.scenes.labels import Harm, Label, Request, label
+from qosd.interference.blame import Cause
 from qosd.interference.verdict import Verdict
 from qosd.model import Tier
 
@@ -36,7 +37,7 @@ class Said(msgspec.Struct, frozen=True):
     signal: str
     path: str
     causes: tuple[str, ...]
-    """Of its bad ticks; one of BE's among them is one too many where BE did nothing."""
+    """Of its bad ticks, most of them first; one of BE's is one too many where BE did nothing."""
     began_usec: int
     culprit: str
     text: str
@@ -53,8 +54,11 @@ class Scored(msgspec.Struct, frozen=True):
 
     @property
     def found(self) -> str:
-        """BE, if any verdict says so; else the first cause that one gives."""
-        causes = [cause for each in self.said for cause in each.causes]
+        """BE, if any verdict says so; else what the service's own say, since it is its harm that is known:
+        that another workload has more to do than there are CPUs may be true as well.
+        """
+        said = sorted(self.said, key=lambda each: each.path != VICTIM)
+        causes = [cause for each in said for cause in each.causes]
         return "be" if "be" in causes else next(iter(causes), "none")
 
     @property
@@ -94,9 +98,12 @@ class Rates(msgspec.Struct, frozen=True):
 def of_verdict(verdict: Verdict) -> Said:
     culprit = next((each.path for each in verdict.culprits if each.tier is Tier.BE), "")
     text = f"{verdict.signal} {verdict.peak:.0f} of {verdict.threshold:.0f}: {verdict.text}"
-    return Said(
-        verdict.signal, verdict.path, tuple(map(str, verdict.blamed)), verdict.began_usec, culprit, text
-    )
+    causes = most_first(Counter(dict(verdict.blamed)))
+    return Said(verdict.signal, verdict.path, causes, verdict.began_usec, culprit, text)
+
+
+def most_first(causes: Counter[Cause]) -> tuple[str, ...]:
+    return tuple(cause.value for cause, _ in causes.most_common())
 
 
 def belonging(done: list[Done], verdicts: list[Said]) -> list[tuple[Said, ...]]:

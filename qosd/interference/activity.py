@@ -5,6 +5,8 @@ This is the ground for blame where nobody saw the culprit itself: whoever did no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from qosd.interference.signals import Kind
@@ -33,6 +35,8 @@ class Frame(NamedTuple):
     """What qosd itself makes BE wait for: there BE's waiting says nothing."""
     scarce: bool = False
     """Memory is so short that whoever holds it is in the way, grown or not."""
+    seen: Mapping[CgroupId, tuple[tuple[CgroupId, float], ...]] = MappingProxyType({})
+    """By victim: whom the runq probe saw on the CPUs that it waited for."""
 
 
 def doings(kind: Kind, frame: Frame) -> tuple[Doing, ...] | None:

@@ -6,13 +6,14 @@ what a busy hour looks like weighs more than what a dead one does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import msgspec
 
 from qosd import decay
 from qosd.ebpf.histogram import SLOTS, Histogram, slot_bounds_ns
+from qosd.interference import own, usual
+from qosd.interference.usual import Usual
 from qosd.model import CgroupId, Probed, Snapshot, Tier, Workload, printable
 from qosd.schema.ebpf import Baseline
 
@@ -20,9 +21,12 @@ _KEPT = 512
 """Workloads' signals that are remembered after their cgroup has gone: it may come back."""
 _FIRST_USEC = 1.0
 _RARE = 0.99
-_MIDDLES_USEC = tuple(
-    math.sqrt(max(low, 512) * high) / 1000 for low, high in map(slot_bounds_ns, range(SLOTS))
+_PARTS = 4
+_VALUES_USEC = tuple(
+    tuple((low + (high - low) * (part + 0.5) / _PARTS) / 1000 for part in range(_PARTS))
+    for low, high in map(slot_bounds_ns, range(SLOTS))
 )
+"""A slot is learned as spread evenly over its width, as the quantile of an interval takes it to be."""
 SIGNALS = ("runq", "reclaim", "blkio", "tcp_rtt")
 """Stalls at limits of a cgroup's own (reclaim_memcg) are nobody else's doing."""
 
@@ -30,6 +34,8 @@ SIGNALS = ("runq", "reclaim", "blkio", "tcp_rtt")
 class State(msgspec.Struct, frozen=True, gc=False):
     learned: dict[str, decay.Histogram] = {}
     """By signal and path. Treated as a frozen value."""
+    usual: dict[str, Usual] = {}
+    """Behind whom each waits anyway, by path. Treated as a frozen value."""
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +54,8 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     breach: bool
     alarm: float = 0.0
     """From where on one wait alone is worth a wake-up: one above the threshold need not be rare."""
+    culprits: tuple[tuple[CgroupId, float], ...] = ()
+    """Of runq: who had the CPUs on top of the usual, with shares of that."""
 
     @property
     def cold(self) -> bool:
@@ -66,12 +74,41 @@ def decide(
         for signal, interval in _intervals(probed.get(workload.id)):
             key = f"{signal} {printable(workload.path)}"
             known = learned.get(key)
-            readings.append(_read(config, workload, signal, interval, known, now.monotonic_usec))
-            if quiet[signal] and interval.count:
-                learned[key] = _learn(config, known, interval, now.monotonic_usec)
-    if learned == state.learned:
-        return state, tuple(readings)
-    return State(_pruned(learned, now)), tuple(readings)
+            reading = _read(config, workload, signal, interval, known, now.monotonic_usec)
+            readings.append(reading)
+            weight = _weight(config, prev, now, (workload, reading)) if quiet[signal] else 0.0
+            if weight and interval.count:
+                learned[key] = _learn(config, known, interval, weight, now.monotonic_usec)
+    behind, found = _on_top(prev, now, state.usual, readings, quiet=quiet["runq"])
+    if learned == state.learned and behind == state.usual:
+        return state, found
+    return State(_pruned(learned, now), behind), found
+
+
+def _on_top(
+    prev: Snapshot | None, now: Snapshot, known: dict[str, Usual], readings: list[Reading], *, quiet: bool
+) -> tuple[dict[str, Usual], tuple[Reading, ...]]:
+    """The readings with whom runq has seen on the CPUs, less whom it always sees; and what that is."""
+    elapsed = now.monotonic_usec - prev.monotonic_usec if prev is not None else 0
+    if elapsed <= 0:
+        return known, tuple(readings)
+    probed = {each.id: each for each in now.probed}
+    tiers = {workload.id: workload.tier for workload in now.workloads}
+    following = dict(known)
+    found = []
+    for reading in readings:
+        if reading.signal != "runq":
+            found.append(reading)
+            continue
+        of, before = probed[reading.victim], known.get(reading.path, usual.NOTHING)
+        seen = usual.culprits(of, tiers, usual.NOTHING if reading.cold else before, elapsed)
+        found.append(msgspec.structs.replace(reading, culprits=seen))
+        if quiet and not reading.breach:
+            following[reading.path] = usual.learn(before, of, tiers, elapsed)
+    if len(following) > _KEPT:
+        present = {printable(workload.path) for workload in now.tier(Tier.LS)}
+        following = {path: behind for path, behind in following.items() if path in present}
+    return following, tuple(found)
 
 
 def is_quiet(config: Baseline, prev: Snapshot | None, now: Snapshot, signal: str) -> bool:
@@ -112,14 +149,14 @@ def runq_thresholds(readings: tuple[Reading, ...]) -> dict[CgroupId, int]:
 
 def moved(state: State, at_usec: int, away_usec: int) -> State:
     """What was saved by another boot or run, on the clock of this one."""
-    return State({key: known.moved(at_usec, away_usec) for key, known in state.learned.items()})
+    learned = {key: known.moved(at_usec, away_usec) for key, known in state.learned.items()}
+    return State(learned, state.usual)
 
 
 def as_of(state: State, at_usec: int) -> State:
     """As it may be saved: nothing in it depends on when it was learned any more."""
-    return State(
-        {key: known.moved(at_usec, at_usec - known.since_usec) for key, known in state.learned.items()}
-    )
+    learned = {key: known.moved(at_usec, at_usec - known.since_usec) for key, known in state.learned.items()}
+    return State(learned, state.usual)
 
 
 def _intervals(probed: Probed | None) -> Iterator[tuple[str, Histogram]]:
@@ -173,13 +210,32 @@ def _limits(config: Baseline) -> dict[str, tuple[int, int]]:
     }
 
 
-def _learn(config: Baseline, known: decay.Histogram | None, interval: Histogram, at: int) -> decay.Histogram:
+def _weight(config: Baseline, prev: Snapshot | None, now: Snapshot, of: tuple[Workload, Reading]) -> float:
+    """What is far above the usual becomes usual only if it lasts.
+
+    Not at all where a quota of its own makes it wait for the CPUs.
+    """
+    workload, reading = of
+    if not reading.breach:
+        return 1.0
+    held = reading.signal == "runq" and prev is not None and own.cpu(prev, now, workload.path) is not None
+    return 0.0 if held else config.breach_weight
+
+
+def _learn(
+    config: Baseline, known: decay.Histogram | None, interval: Histogram, weight: float, at: int
+) -> decay.Histogram:
     if known is None or known.half_life_usec != config.half_life:
         known = decay.Histogram(half_life_usec=int(config.half_life), first=_FIRST_USEC)
-    for middle, count in zip(_MIDDLES_USEC, interval.slots, strict=True):
-        if count:
-            known = known.add(middle, count, at)
-    return known
+    return known.add_all(
+        (
+            (value, weight * count / _PARTS)
+            for values, count in zip(_VALUES_USEC, interval.slots, strict=True)
+            if count
+            for value in values
+        ),
+        at,
+    )
 
 
 def _pruned(learned: dict[str, decay.Histogram], now: Snapshot) -> dict[str, decay.Histogram]:

@@ -8,7 +8,7 @@ from qosd.ask import Apart, Tighten
 from qosd.config import Config
 from qosd.interference import asks, kills, ladder, victims
 from qosd.interference.activity import Frame, be_share_of_capacity
-from qosd.interference.blame import Blame, Cause, judge
+from qosd.interference.blame import Blame, Cause, Shares, judge
 from qosd.interference.kills import Effect, Means
 from qosd.interference.ladder import Ladder, May, Rung
 from qosd.interference.recall import Remembered, adopt
@@ -128,12 +128,13 @@ def _listen(
     section = config.interference
     baselines = adopt(state.baselines, state.remembered, now)
     signals = (*from_pressure(section, prev, now, baselines), *given)
-    frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True)
+    seen = {signal.victim: signal.culprits for signal in given if signal.kind is Kind.CPU}
+    frame = Frame(prev, now, _tightened(state), kills.scarce(section.kill, now) is True, seen)
     paths = {workload.id: printable(workload.path) for workload in now.tier(Tier.LS)}
     hearings = tuple(
         Hearing(
             signal,
-            _blame(config, signal, frame),
+            _blame(config, signal, frame, state.docket),
             paths[signal.victim],
             urgent=tick.in_trouble and signal.kind is Kind.MEMORY,
         )
@@ -150,11 +151,12 @@ def _listen(
     return heard, following, result.ended, result.began
 
 
-def _blame(config: Config, signal: Signal, frame: Frame) -> Blame:
+def _blame(config: Config, signal: Signal, frame: Frame, docket: Docket) -> Blame:
     """Asked only where there is something to answer for: it looks at every cgroup."""
     if signal.value < signal.threshold:
         return _NOT_ASKED
-    return judge(signal, frame, config.interference.be_share_pct)
+    section = config.interference
+    return judge(signal, frame, Shares(section.be_share_pct, section.be_seen_pct), docket.seen(signal))
 
 
 def _tightened(state: State) -> frozenset[Kind]:
@@ -197,6 +199,7 @@ def _climb(
     chosen = kills.choose(section.kill, section.answer, state.kill, now, ranked)
     of_be = [verdict for verdict in verdicts if verdict.cause is Cause.BE]
     blamed = {kind: [verdict for verdict in of_be if verdict.kind is kind] for kind in Kind}
+    doomed = _is_doomed(config, now, ranked)
     apart = asks.apart(config, tick.prev, now, [*blamed[Kind.CPU], *blamed[Kind.LATENCY]], state.apart)
     ladders = dict(state.ladders)
     moves: list[Move] = []
@@ -204,7 +207,8 @@ def _climb(
         mine = blamed[kind]
         may = May(
             cpuset=apart is not None,
-            severe=not mine or any(not verdict.cold for verdict in mine),
+            severe=(not mine or any(not verdict.cold for verdict in mine))
+            and not (doomed and kind is Kind.MEMORY),
             kill=chosen is not None,
             urgent=tick.in_trouble and kind is Kind.MEMORY,
         )
@@ -225,6 +229,15 @@ def _climb(
     if effect.means is Means.KILL:
         ladders[Kind.MEMORY] = msgspec.structs.replace(ladders[Kind.MEMORY], rung=Rung.KILL)
     return msgspec.structs.replace(state, kill=kill, ladders=ladders), tuple(moves), (effect,)
+
+
+def _is_doomed(config: Config, now: Snapshot, ranked: tuple[victims.Candidate, ...]) -> bool:
+    """Memory is short, and nobody may be killed: what is frozen keeps what it holds.
+
+    LS then waits for as long as the freeze lasts, and after it for the OOM killer all the same.
+    """
+    may_follow = any(each.kill_rank is not None for each in ranked)
+    return not may_follow and kills.scarce(config.interference.kill, now) is True
 
 
 def _ranked(config: Config, now: Snapshot, state: State) -> tuple[victims.Candidate, ...]:

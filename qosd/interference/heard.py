@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qosd.interference.baseline import Reading
 from qosd.interference.signals import Kind, Signal
-from qosd.model import CgroupId, Feed, Probed, Snapshot, Tier
+from qosd.model import CgroupId, Feed, Snapshot, Tier
 from qosd.plan import Input
 
 _KINDS = {"runq": Kind.CPU, "reclaim": Kind.MEMORY, "blkio": Kind.IO}
@@ -19,7 +19,6 @@ def signals(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> 
 
 def _probed(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> Iterator[Signal]:
     """Of too few waits nothing follows: such a tick counts as one in which nobody waited."""
-    probed = {each.id: each for each in now.probed}
     for reading in readings:
         if reading.signal not in _KINDS:
             continue
@@ -36,17 +35,9 @@ def _probed(now: Snapshot, readings: tuple[Reading, ...], min_evidence: int) -> 
                 Input(f"{reading.signal} quantile", round(reading.value or 0.0, 1), "us"),
                 Input("waits", float(reading.count), ""),
             ),
-            culprits(probed.get(reading.victim)) if reading.signal == "runq" else (),
+            reading.culprits,
             now.monotonic_usec,
         )
-
-
-def culprits(probed: Probed | None) -> tuple[tuple[CgroupId, float], ...]:
-    """Who had the CPU meanwhile, by workload; whoever is in none goes by its own cgroup."""
-    if probed is None:
-        return ()
-    total = sum(each.ns for each in probed.preemptors)
-    return tuple((each.root or each.cgroup, each.ns / total) for each in probed.preemptors if total > 0)
 
 
 def _fed(now: Snapshot) -> Iterator[Signal]:

@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from qosd.interference.blame import Blame, Cause, Culprit
+from qosd.interference.blame import Blame, Cause, Culprit, Doings
 from qosd.interference.signals import BaselineKey, Kind, Signal
 from qosd.model import CgroupId
 from qosd.plan import Input
@@ -65,6 +65,8 @@ class Watch(msgspec.Struct, frozen=True, gc=False):
     hot_ticks: int = 0
     quiet_ticks: int = 0
     verdict: Verdict | None = None
+    seen: tuple[Doings, ...] = ()
+    """Who was seen to cause the last readings at the threshold; the latest last."""
 
 
 Watches = dict[BaselineKey, Watch]
@@ -74,6 +76,9 @@ Watches = dict[BaselineKey, Watch]
 class Docket(msgspec.Struct, frozen=True, gc=False):
     watches: Watches = {}
     next_id: int = 1
+
+    def seen(self, signal: Signal) -> tuple[Doings, ...]:
+        return self.watches.get(BaselineKey(signal.victim, signal.name), Watch()).seen
 
 
 class Hearing(msgspec.Struct, frozen=True, gc=False):
@@ -135,11 +140,19 @@ def _follow(config: Interference, hearing: Hearing, before: Watch, next_id: int)
     quiet = signal.value < usual + (signal.threshold - usual) * config.leave_pct / 100
     hot_ticks = before.hot_ticks + 1 if hot else 0
     quiet_ticks = before.quiet_ticks + 1 if quiet else 0
+    verdict = None
     if before.verdict is not None:
-        return Watch(hot_ticks, quiet_ticks, _renew(before.verdict, hearing, hot=hot))
-    if hot_ticks >= (1 if hearing.urgent else config.enter_ticks):
-        return Watch(hot_ticks, quiet_ticks, _verdict(hearing, next_id))
-    return Watch(hot_ticks, quiet_ticks)
+        proves = hearing.urgent or hot_ticks >= config.enter_ticks
+        verdict = _renew(before.verdict, hearing, hot=hot, proves=proves)
+    elif hot_ticks >= (1 if hearing.urgent else config.enter_ticks):
+        verdict = _verdict(hearing, next_id)
+    return Watch(hot_ticks, quiet_ticks, verdict, _seen(config, hearing.blame, before.seen) if hot else ())
+
+
+def _seen(config: Interference, blame: Blame, before: tuple[Doings, ...]) -> tuple[Doings, ...]:
+    """What the next reading is judged by as well: as many in all as make a verdict."""
+    kept = config.enter_ticks - 1
+    return (*before, blame.seen)[-kept:] if blame.seen and kept else ()
 
 
 def _verdict(hearing: Hearing, number: int) -> Verdict:
@@ -165,11 +178,15 @@ def _verdict(hearing: Hearing, number: int) -> Verdict:
     )
 
 
-def _renew(verdict: Verdict, hearing: Hearing, *, hot: bool) -> Verdict:
-    """The reading moves on; who is to blame is asked again only while there is something to blame."""
+def _renew(verdict: Verdict, hearing: Hearing, *, hot: bool, proves: bool) -> Verdict:
+    """The reading moves on; who is to blame is asked again only while there is something to blame.
+
+    What was somebody else's doing is put down to BE on the same grounds as what is new: `proves`.
+    """
     signal, blame = hearing.signal, hearing.blame
     following = msgspec.structs.replace(verdict, value=signal.value, peak=max(verdict.peak, signal.value))
-    if not hot:
+    turns = blame.cause is Cause.BE and verdict.cause is not Cause.BE
+    if not hot or (turns and not proves):
         return following
     if blame.cause is Cause.UNKNOWN:
         return msgspec.structs.replace(following, sure=False)

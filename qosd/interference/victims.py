@@ -23,7 +23,6 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     tier: Tier
     priority: int
     memory_bytes: int | None
-    memory_stall_usec: int | None
     freeze_rank: int | None = None
     """1 goes first; None: never."""
     kill_rank: int | None = None
@@ -96,7 +95,6 @@ def _is_top(path: str, root: str) -> bool:
 
 
 def _candidate(workload: Workload, sample: CgroupSample) -> Candidate:
-    pressure = sample.memory_pressure
     return Candidate(
         sample.id,
         sample.path,
@@ -106,5 +104,4 @@ def _candidate(workload: Workload, sample: CgroupSample) -> Candidate:
         workload.tier,
         workload.priority,
         sample.memory_current,
-        pressure.some.total if pressure is not None else None,
     )

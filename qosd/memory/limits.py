@@ -13,7 +13,7 @@ import msgspec
 
 from qosd.ask import Tighten
 from qosd.config import Config
-from qosd.memory import baseline, stall, tighten
+from qosd.memory import baseline, lastline, stall, tighten
 from qosd.memory.held import swap_room, unreclaimable
 from qosd.model import CgroupId, MemoryHigh, Snapshot, Tier, Workload
 from qosd.plan import Desired, Input, Reason
@@ -34,6 +34,8 @@ class Track(msgspec.Struct, frozen=True, gc=False):
     stalled_since: int | None = None
     lifted_until: int = 0
     why_lifted: str = ""
+    last: int | None = None
+    """Where it is held although it is not limited, see `lastline`."""
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -72,9 +74,9 @@ def decide(
     state = msgspec.structs.replace(state, tracks=tracks, ceilings=ceilings)
     if not by_law:
         none = dict.fromkeys(tracks, float("inf"))
-        tracks, desired, standings = _settled(config, (prev, now), (state, none), asked, "")
+        tracks, desired, standings = _settled(config, (prev, now), (state, none, {}), asked, "")
         return State(None, tracks, ceilings=ceilings), Result(desired, standings=standings)
-    wanted = allowance(config, now, workloads)
+    wanted = allowance(config, now, workloads, 100 - config.host.memory_target_pct)
     if wanted is None:
         return _hold(config, now, workloads, state)
     total = float(now.host.mem_total or 0)
@@ -83,21 +85,31 @@ def decide(
         f"BE may hold {_mib(allowed)}: what only it can give back, and what is available"
         f" beyond {100 - config.host.memory_target_pct:g} % of RAM"
     )
-    shares = split(allowed, [_claim(each, tracks[each.id]) for each in workloads])
-    tracks, desired, standings = _settled(config, (prev, now), (state, shares), asked, text)
+    claims = [_claim(each, tracks[each.id]) for each in workloads]
+    shares, last = split(allowed, claims), _last(config, now, workloads, claims)
+    tracks, desired, standings = _settled(config, (prev, now), (state, shares, last), asked, text)
     return State(allowed, tracks, ceilings=ceilings), Result(desired, round(allowed), text, standings)
+
+
+def _last(
+    config: Config, now: Snapshot, workloads: list[Workload], claims: list[Claim]
+) -> dict[CgroupId, float]:
+    """What each may hold if it is not limited otherwise."""
+    kept = config.memory.limits.last_pct
+    most = allowance(config, now, workloads, kept) if kept else None
+    return {} if most is None else split(most, claims)
 
 
 def _settled(
     config: Config,
     snapshots: tuple[Snapshot | None, Snapshot],
-    given: tuple[State, dict[CgroupId, float]],
+    given: tuple[State, dict[CgroupId, float], dict[CgroupId, float]],
     asked: Tighten | None,
     text: str,
 ) -> tuple[dict[CgroupId, Track], tuple[Desired, ...], tuple[Limited, ...]]:
     """Each workload's own limit: its share, or what the ladder has left it if that is less."""
     prev, now = snapshots
-    state, shares = given
+    state, shares, last = given
     tracks = dict(state.tracks)
     desired: list[Desired] = []
     standings: list[Limited] = []
@@ -106,16 +118,23 @@ def _settled(
             continue
         ceiling = state.ceilings.get(workload.id)
         share = shares[workload.id] if ceiling is None else min(shares[workload.id], ceiling)
-        tracks[workload.id], size, said = _settle(config, prev, now, workload, (tracks[workload.id], share))
+        before = tracks[workload.id]
+        track, size, said = _settle(config, prev, now, workload, (before, share))
+        may = last.get(workload.id) if size is None else None
+        at_last = lastline.line(config, now, workload, may, before.last)
+        tracks[workload.id] = msgspec.structs.replace(track, last=at_last)
+        said = said if at_last is None else lastline.say(at_last, said)
         standings.append(Limited(workload.id, said))
-        if size is not None and ceiling is not None and asked is not None and share == ceiling:
+        if at_last is not None:
+            desired.append(_desired(config, now, workload, at_last, said))
+        elif size is not None and ceiling is not None and asked is not None and share == ceiling:
             desired.append(tighten.desired(config, now, workload, size, asked))
         elif size is not None:
             desired.append(_desired(config, now, workload, size, f"{said}; {text}"))
     return tracks, tuple(desired), tuple(standings)
 
 
-def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float | None:
+def allowance(config: Config, now: Snapshot, workloads: list[Workload], reserve_pct: float) -> float | None:
     """Bytes BE may hold: what reclaim cannot take from it, and what is available beyond the reserve.
 
     MemAvailable counts BE's own page cache, so that cache fits into what is allowed and costs nobody. It
@@ -127,7 +146,7 @@ def allowance(config: Config, now: Snapshot, workloads: list[Workload]) -> float
     kept = [unreclaimable(workload) for workload in workloads]
     if any(each is None for each in kept):
         return None
-    reserve = host.mem_total * (100 - config.host.memory_target_pct) / 100
+    reserve = host.mem_total * reserve_pct / 100
     floor = host.mem_total * config.memory.limits.floor_pct / 100
     return max(sum(each or 0 for each in kept) + host.mem_available - _cache_of_ls(now) - reserve, floor)
 

@@ -30,6 +30,7 @@ class Baseline(Section, frozen=True):
     checkpoint: Duration = Duration(600_000_000)
     min_learned: Annotated[int, Meta(ge=1)] = 1000
     min_evidence: Annotated[int, Meta(ge=1)] = 20
+    breach_weight: Annotated[float, Meta(ge=0, le=1)] = 0.1
     runq_floor: Duration = Duration(1_000)
     runq_cold: Duration = Duration(5_000)
     reclaim_floor: Duration = Duration(2_000)

@@ -47,6 +47,7 @@ class Interference(Section, frozen=True):
     enter_ticks: Ticks = 3
     leave_ticks: Ticks = 5
     be_share_pct: Share = 20.0
+    be_seen_pct: Share = 50.0
     quiet_pct: Percent = 2.0
     baseline_ticks: Ticks = 60
     dwell_up: Duration = Duration(3_000_000)

@@ -44,6 +44,7 @@ class Protection(Section, frozen=True):
 class Limits(Section, frozen=True):
     enforce: Limit = Limit.OFF
     floor_pct: Annotated[float, Meta(ge=1, le=100)] = 10.0
+    last_pct: Annotated[float, Meta(ge=0, le=50)] = 10.0
     down_pct: Share = 5.0
     up_pct: Share = 2.0
     deadband_pct: Annotated[float, Meta(ge=0, le=20)] = 1.0

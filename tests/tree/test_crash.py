@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from fakekernel import write_as_kernel
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from treekit import BOOT, CPU_FILES, Crash, FakeSys, Loop, cgroup_id, make_tree, text_of, write_as_kernel
+from treekit import BOOT, CPU_FILES, Crash, FakeSys, Loop, cgroup_id, make_tree, text_of
 
 from qosd.config import OnForeignWrite, Ownership
 from qosd.files import Key

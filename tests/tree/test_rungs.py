@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fakekernel import write_memory_stat
 from treekit import (
     BOOT,
     IO_FILES,
@@ -17,7 +18,6 @@ from treekit import (
     make_tree,
     rewrite,
     text_of,
-    write_memory_stat,
 )
 
 from qosd.config import Config, Mode

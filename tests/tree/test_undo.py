@@ -101,38 +101,36 @@ def test_idle_gives_the_weight_back_that_leaving_it_resets(loop: Loop) -> None:
     assert text_of(weight) == "42"
 
 
-def test_a_restore_that_fails_between_idle_and_weight_is_finished_later(loop: Loop) -> None:
-    """cpu.idle is at its original then, and still not all is given back."""
+def half_undone(loop: Loop) -> Path:
+    """BE, whose weight was 42, out of idle again and with the weight that the kernel gives it then."""
     group = loop.root / "be.slice"
     (group / "cpu.weight").write_text("42\n")
     loop.tick(loop.want("be.slice", CpuIdle(True)))
     loop.sys.fail(errno.EBUSY, file="cpu.weight")
     loop.tick()
     loop.sys.heal()
-    between = (text_of(group / "cpu.idle"), text_of(group / "cpu.weight"))
+    assert (text_of(group / "cpu.idle"), text_of(group / "cpu.weight")) == ("0", "100")
+    return group
+
+
+def test_a_restore_that_fails_between_idle_and_weight_is_finished_later(loop: Loop) -> None:
+    """cpu.idle is at its original then, and still not all is given back."""
+    group = half_undone(loop)
 
     loop.sys.advance(BACKOFF.max_usec / 1e6)
     loop.tick()
 
-    assert between == ("0", "100")
     assert text_of(group / "cpu.weight") == "42"
 
 
 def test_a_weight_wanted_before_idle_gave_it_back_keeps_its_true_original(loop: Loop) -> None:
     """The 100 that stands there meanwhile is the kernel's reset, nobody's choice."""
-    group = loop.root / "be.slice"
-    (group / "cpu.weight").write_text("42\n")
-    loop.tick(loop.want("be.slice", CpuIdle(True)))
-    loop.sys.fail(errno.EBUSY, file="cpu.weight")
-    loop.tick()
-    loop.sys.heal()
-    between = (text_of(group / "cpu.idle"), text_of(group / "cpu.weight"))
+    group = half_undone(loop)
 
     loop.tick(loop.want("be.slice", CpuWeight(7)))
     loop.sys.advance(BACKOFF.max_usec / 1e6)
     loop.tick()
 
-    assert between == ("0", "100")
     assert text_of(group / "cpu.weight") == "42"
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qosd.ebpf.histogram import EMPTY, SLOTS, Histogram
 from qosd.interference import baseline
 from qosd.interference.baseline import Reading, State
-from qosd.model import CgroupId, CgroupSample, CpuStat, HostSample, Probed, Snapshot, Tier, Workload
+from qosd.model import (
+    CgroupId,
+    CgroupSample,
+    CpuStat,
+    HostSample,
+    Preemptor,
+    Probed,
+    Snapshot,
+    Tier,
+    Workload,
+)
 from qosd.schema.ebpf import Baseline
 
 LS, BE = CgroupId(1), CgroupId(2)
@@ -111,6 +124,72 @@ def test_a_breach_needs_evidence_and_not_one_long_wait() -> None:
     many = snapshot(6, 0, histogram(s15=CONFIG.min_evidence))
     assert not runq_of(baseline.decide(CONFIG, prev, few, state)[1]).breach
     assert runq_of(baseline.decide(CONFIG, prev, many, state)[1]).breach
+
+
+def test_an_episode_does_not_become_usual_and_a_habit_does() -> None:
+    """One in six of the ticks is a hundred times as long: no more than a tenth of what counts."""
+    state, _, now = learn(20, histogram(s6=100))
+    usual = runq_of(baseline.decide(CONFIG, None, now, state)[1]).threshold
+    for second in range(21, 25):
+        prev, now = now, snapshot(second, 0, histogram(s13=100))
+        state, _ = baseline.decide(CONFIG, prev, now, state)
+    assert runq_of(baseline.decide(CONFIG, None, now, state)[1]).threshold == usual
+
+    for second in range(25, 60):
+        prev, now = now, snapshot(second, 0, histogram(s13=100))
+        state, readings = baseline.decide(CONFIG, prev, now, state)
+    assert not runq_of(readings).breach
+
+
+def test_waits_for_a_quota_of_its_own_never_become_usual() -> None:
+    config = msgspec.structs.replace(CONFIG, breach_weight=1.0)
+    _, _, now = learn(1, histogram(s6=100))
+    for held, learned in ((0, True), (7, False)):
+        state, _, prev = learn(20, histogram(s6=100))
+        sample = msgspec.structs.replace(now.workloads[0].sample, cpu=CpuStat(0, 0, 0, nr_throttled=held))
+        slow = snapshot(21, 0, histogram(s13=100))
+        ls = msgspec.structs.replace(slow.workloads[0], sample=sample)
+        slow = msgspec.structs.replace(slow, workloads=(ls, slow.workloads[1]))
+        assert (baseline.decide(config, prev, slow, state)[0].learned != state.learned) is learned
+
+
+def test_a_baseline_moves_steadily_though_the_probe_counts_by_powers_of_two() -> None:
+    """Thresholds of one half more or less, not of the double or the half."""
+    found = [
+        runq_of(learn(5, histogram(s12=880 + few, s13=120 - few))[1]).threshold for few in range(0, 120, 20)
+    ]
+    assert found == sorted(found, reverse=True)
+    assert all(before / after < 1.5 for before, after in pairwise(found))
+
+
+def seen(second: int, be_usec: int, runq: Histogram, **ns: int) -> Snapshot:
+    preemptors = tuple(
+        Preemptor(CgroupId(90), None, part, 1) if who == "system" else Preemptor(BE, BE, part, 1)
+        for who, part in ns.items()
+    )
+    now = snapshot(second, be_usec, runq)
+    return msgspec.structs.replace(now, probed=(Probed(LS, runq=runq, preemptors=preemptors),))
+
+
+def test_a_reading_names_whom_the_probe_saw_on_top_of_the_usual_once_that_is_known() -> None:
+    state, now = State(), seen(0, 0, histogram(s6=100), system=40_000_000)
+    shares = []
+    for second in range(1, 8):
+        prev, now = now, seen(second, 0, histogram(s6=30), system=40_000_000)
+        state, _ = baseline.decide(CONFIG, prev, now, state)
+        bad = seen(second + 1, 2 * SECOND, histogram(s13=100), system=60_000_000, be=60_000_000)
+        shares.append(dict(runq_of(baseline.decide(CONFIG, now, bad, state)[1]).culprits)[BE])
+    assert shares[:3] == [0.5, 0.5, 0.5], "cold"
+    assert shares[-1] == pytest.approx(0.75)
+    assert baseline.as_of(baseline.moved(state, 0, 0), 0).usual == state.usual
+
+
+def test_who_is_in_the_way_while_be_is_busy_or_ls_suffers_is_not_usual() -> None:
+    state, _, prev = learn(20, histogram(s6=100))
+    busy = seen(21, 2 * SECOND, histogram(s6=100), system=900_000_000)
+    bad = seen(21, 0, histogram(s13=100), system=900_000_000)
+    for now in (busy, bad):
+        assert baseline.decide(CONFIG, prev, now, state)[0].usual == state.usual
 
 
 def test_without_waits_there_is_no_value_and_no_breach() -> None:

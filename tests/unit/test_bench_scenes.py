@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bench.scenes import report
 from bench.scenes.events import plan, read
 from bench.scenes.labels import PACE, Harm, Label, Request, decode, label
-from bench.scenes.score import Done, Said, Scored, kills, rates, score
+from bench.scenes.score import Done, Said, Scored, kills, most_first, rates, score
 from qosd.config import decode as decode_config
 from qosd.interference.blame import Cause
 from qosd.model import Tier
@@ -112,6 +113,20 @@ def test_a_verdict_against_be_is_right_only_where_be_harmed_the_service(
     found = rates([scored(event, harm, *said)])
 
     assert (found.hits, found.false, found.missed) == counts
+
+
+def test_what_the_services_own_verdicts_say_goes_before_what_is_said_of_other_ls() -> None:
+    """Another LS workload with too much to do waits for itself, and is in the service's way."""
+    other = Said("cpu.pressure", "side.slice", ("self",), BE.began_usec, "", "")
+    mine = msgspec.structs.replace(BE, causes=("ls", "system"))
+
+    assert scored("side-4", Harm.YES, other, mine).found == "ls"
+    assert scored("side-4", Harm.YES, other).found == "self"
+    assert scored("side-4", Harm.YES, mine, msgspec.structs.replace(other, causes=("be",))).found == "be"
+
+
+def test_a_verdict_says_first_what_most_of_its_bad_ticks_said() -> None:
+    assert most_first(Counter({Cause.SYSTEM: 1, Cause.LS: 3})) == ("ls", "system")
 
 
 def test_a_verdict_in_a_gap_is_held_against_the_event_before() -> None:

@@ -123,6 +123,7 @@ RANGES = [
     ("memory.protection.max_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.protection.deadband_pct", ["0", "50"], ["-1", "51"]),
     ("memory.limits.floor_pct", ["1", "100"], ["0.9", "101"]),
+    ("memory.limits.last_pct", ["0", "50"], ["-1", "51"]),
     ("memory.limits.down_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.limits.up_pct", ["0.1", "100"], ["0", "101"]),
     ("memory.limits.deadband_pct", ["0", "20"], ["-1", "21"]),
@@ -160,6 +161,7 @@ RANGES = [
     ("interference.enter_ticks", ["1", "1000"], ["0", "1001"]),
     ("interference.leave_ticks", ["1", "1000"], ["0", "1001"]),
     ("interference.be_share_pct", ["0.1", "100"], ["0", "101"]),
+    ("interference.be_seen_pct", ["0.1", "100"], ["0", "101"]),
     ("interference.quiet_pct", ["0", "100"], ["-1", "101"]),
     ("interference.baseline_ticks", ["1", "1000"], ["0", "1001"]),
     ("interference.dwell_up", ['"0s"', '"1h"'], ['"-1s"', '"2h"']),
@@ -214,6 +216,7 @@ RANGES = [
     ("ebpf.baseline.checkpoint", ['"10s"', '"24h"'], ['"9s"', '"25h"']),
     ("ebpf.baseline.min_learned", ["1", "1000000"], ["0"]),
     ("ebpf.baseline.min_evidence", ["1", "1000"], ["0"]),
+    ("ebpf.baseline.breach_weight", ["0", "1"], ["-0.1", "1.1"]),
     *(
         (f"ebpf.baseline.{name}", ['"1us"', '"1min"'], ['"0us"', '"2min"'])
         for name in (

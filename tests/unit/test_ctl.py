@@ -12,12 +12,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
-from ctl_daemon import NET, NOW, answers, canned, daemon, records
+from ctl_daemon import NET, NOW, answers, canned, daemon, qosctl, records
 from rich.console import Console
 
 from qosd.audit import NETWORK
-from qosd.ctl import cgroups, client, decisions, explain, run
+from qosd.ctl import cgroups, client, decisions, explain
 from qosd.ctl.exits import Failure
 from qosd.ctl.main import cli
 from qosd.errors import ConfigError
@@ -28,12 +27,6 @@ from qosd.status import DecisionRecord
 from qosd.sys import Sys
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def qosctl(*words: str, sock: str = "/nonexistent/control.sock", columns: int = 120) -> Result:
-    return CliRunner().invoke(
-        cli, ["--socket", sock, *words], env={"COLUMNS": str(columns)}, prog_name="qosctl"
-    )
 
 
 @pytest.fixture
@@ -361,66 +354,6 @@ def test_restore_without_a_daemon_is_for_root(
     result = qosctl("restore", "--cgroup-root", str(tmp_path / "tree"), sock=sock)
     assert result.exit_code == 4
     assert (group / "cpu.weight").read_text() == "1\n"
-
-
-def test_run_makes_the_command_a_scope_in_the_tiers_slice() -> None:
-    assert run.systemd_run("be", ("make", "-j8"), "ann") == [
-        *(
-            "systemd-run",
-            "--scope",
-            "--quiet",
-            "--collect",
-            "--slice=be.slice",
-            "--uid=ann",
-            "--",
-            "make",
-            "-j8",
-        )
-    ]
-
-
-@pytest.fixture
-def exec_(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """A host on which everything is there and nothing is really run."""
-    calls: list[list[str]] = []
-    monkeypatch.setattr(run.os.path, "isdir", lambda _: True)
-    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(run.shutil, "which", lambda name: None if name == "no-such-program" else name)
-    monkeypatch.setattr(run, "_has_unit_file", lambda _: True)
-    monkeypatch.setattr(run.os, "execvp", lambda _, argv: calls.append(argv))
-    return calls
-
-
-def test_run_leaves_the_commands_own_options_alone(exec_: list[list[str]]) -> None:
-    assert qosctl("run", "be", "--", "make", "--json", "-j8", "--", "x").exit_code == 0
-    assert exec_ == [run.systemd_run("be", ("make", "--json", "-j8", "--", "x"), None)]
-
-
-def test_run_without_a_command_is_a_usage_error(exec_: list[list[str]]) -> None:
-    assert (qosctl("run", "be", "--").exit_code, qosctl("run", "be").exit_code, exec_) == (2, 2, [])
-
-
-@pytest.mark.parametrize(
-    ("attribute", "value", "says", "code"),
-    [
-        ("os.path.isdir", lambda _: False, "systemd does not run this host", 125),
-        ("os.geteuid", lambda: 1000, "sudo qosctl run", 125),
-        ("_has_unit_file", lambda _: False, "be.slice has no unit file", 125),
-        (
-            "shutil.which",
-            lambda name: "/x" if name == "systemd-run" else None,
-            "true: command not found",
-            127,
-        ),
-    ],
-)
-def test_run_says_what_keeps_it_from_starting(
-    exec_: list[list[str]], monkeypatch: pytest.MonkeyPatch, attribute: str, value: Any, says: str, code: int
-) -> None:
-    monkeypatch.setattr(f"qosd.ctl.run.{attribute}", value)
-    result = qosctl("run", "be", "--", "true")
-    assert (result.exit_code, exec_) == (code, [])
-    assert says in result.stderr
 
 
 def test_help_documents_every_exit_status_and_every_command_has_json() -> None:

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from ctl_daemon import NOW, VERDICTS, answers, canned, daemon
+from click.testing import Result
+from ctl_daemon import NOW, VERDICTS, answers, canned, daemon, qosctl
 from rich.console import Console
 
-from qosd.ctl.main import cli
 from qosd.ctl.status import render
 from qosd.interference.view import InterferenceView, RungView
 from qosd.status import Status
@@ -23,10 +22,6 @@ def sock(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: NOW)
-
-
-def qosctl(sock: str, *words: str) -> Result:
-    return CliRunner().invoke(cli, ["--socket", sock, *words], env={"COLUMNS": "120"}, prog_name="qosctl")
 
 
 def shown(status: Status) -> str:
@@ -48,8 +43,10 @@ def plain(result: Result) -> str:
 
 def test_verdicts_say_who_suffered_from_what_and_through_whom(sock: str) -> None:
     with daemon(sock):
-        assert plain(qosctl(sock, "verdicts")) == VERDICT_TABLE
-        assert [each["verdict"]["id"] for each in json.loads(qosctl(sock, "verdicts", "--json").stdout)] == [
+        assert plain(qosctl("verdicts", sock=sock)) == VERDICT_TABLE
+        assert [
+            each["verdict"]["id"] for each in json.loads(qosctl("verdicts", "--json", sock=sock).stdout)
+        ] == [
             6,
             7,
         ]
@@ -57,9 +54,9 @@ def test_verdicts_say_who_suffered_from_what_and_through_whom(sock: str) -> None
 
 def test_verdicts_since_leaves_out_what_had_ended_before(sock: str) -> None:
     with daemon(sock):
-        recent = json.loads(qosctl(sock, "verdicts", "--since", "1h", "--json").stdout)
+        recent = json.loads(qosctl("verdicts", "--since", "1h", "--json", sock=sock).stdout)
     with daemon(sock, answers(verdicts={"ok": []})):
-        nothing = qosctl(sock, "verdicts").stdout
+        nothing = qosctl("verdicts", sock=sock).stdout
 
     assert [each["verdict"]["id"] for each in recent] == [7]
     assert "No verdicts" in nothing
@@ -81,21 +78,21 @@ SHARE  TIER  CGROUP
 
 def test_a_verdict_is_explained_with_its_evidence_and_culprits(sock: str) -> None:
     with daemon(sock):
-        assert plain(qosctl(sock, "explain", "--verdict", "7")) == EXPLAINED
-        document = json.loads(qosctl(sock, "explain", "--verdict", "7", "--json").stdout)
+        assert plain(qosctl("explain", "--verdict", "7", sock=sock)) == EXPLAINED
+        document = json.loads(qosctl("explain", "--verdict", "7", "--json", sock=sock).stdout)
     assert document["verdict"]["cause"] == "be"
 
 
 def test_a_verdict_that_is_not_remembered_is_said_to_be_so(sock: str) -> None:
     with daemon(sock):
-        result = qosctl(sock, "explain", "--verdict", "99")
+        result = qosctl("explain", "--verdict", "99", sock=sock)
     assert result.exit_code == 1
     assert "verdict 99: not remembered" in result.stderr
 
 
 @pytest.mark.parametrize("words", [(), ("be.slice", "--verdict", "7")])
 def test_explain_wants_a_cgroup_or_a_verdict(sock: str, words: tuple[str, ...]) -> None:
-    assert qosctl(sock, "explain", *words).exit_code == 2
+    assert qosctl("explain", *words, sock=sock).exit_code == 2
 
 
 VICTIM_TABLE = """\
@@ -109,8 +106,8 @@ FREEZE   KILL  WORKLOAD  TIER  PRIORITY   MEMORY  CGROUP                WHY
 
 def test_victims_are_shown_before_anything_happens(sock: str) -> None:
     with daemon(sock):
-        assert plain(qosctl(sock, "victims")) == VICTIM_TABLE
-        document = json.loads(qosctl(sock, "victims", "--json").stdout)
+        assert plain(qosctl("victims", sock=sock)) == VICTIM_TABLE
+        document = json.loads(qosctl("victims", "--json", sock=sock).stdout)
     assert [each["kill_rank"] for each in document["victims"]] == [1, None]
 
 

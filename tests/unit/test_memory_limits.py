@@ -9,10 +9,17 @@ from hypothesis import strategies as st
 from memkit import BE, BE2, LS, MIB, Group, Host, changed, view, wants
 
 from qosd.config import Config
+from qosd.memory.decide import Decision
 from qosd.model import MAX, Tier
 from qosd.schema.memory import Limit
 
 ON = changed(Config(), "limits", enforce=Limit.HIGH)
+
+
+def free_to_stay(decision: Decision, host: Host) -> bool:
+    """No limit below what the job holds."""
+    high = wants(decision, BE).get("memory.high")
+    return high is None or high >= (host.be.anon + host.be.active - 1) * MIB
 
 
 def test_nothing_is_limited_by_default() -> None:
@@ -115,11 +122,11 @@ def test_a_limit_that_stalls_the_job_is_lifted_within_its_deadline_and_stays_lif
     lifted_after = None
     for second in range(1, 12):
         host.be.memory_full += 900_000
-        if wants(host.tick(), BE) == {} and lifted_after is None:
+        if free_to_stay(host.tick(), host) and lifted_after is None:
             lifted_after = second
     assert lifted_after is not None
     assert lifted_after <= 5
-    assert wants(host.ticks(30), BE) == {}
+    assert free_to_stay(host.ticks(30), host)
     assert "not limited" in (view(host.tick(), "be.slice").limit or "")
 
 
@@ -176,6 +183,70 @@ def test_the_less_important_job_is_limited_first() -> None:
         sum(wants(decision, each)["memory.high"] for each in (BE, BE2))
         <= (decision.view.be_allowed or 0) + 1024 * MIB * 0.02
     )
+
+
+def hog(host: Host, seconds: int, rate: float = 100) -> list[float]:
+    """Anonymous memory at a steady rate, as far as memory.high lets it; what it holds after each second."""
+    seen = []
+    for _ in range(seconds):
+        high = wants(host.tick(), BE).get("memory.high", 1e18) / MIB
+        grown = max(min(rate, high - host.be.anon, host.available or 0), 0)
+        host.be.anon += grown
+        host.available = (host.available or 0) - grown
+        seen.append(host.be.anon)
+    return seen
+
+
+def test_a_hog_without_swap_stops_before_the_last_of_ram_and_stays_there() -> None:
+    """Let go it would have the OOM killer come, and until then LS waits."""
+    host = Host(ON)
+    host.ls.active = 90
+
+    held = hog(host, 60)
+
+    assert host.available is not None
+    assert 1024 * 0.1 + 90 <= host.available <= 1024 * 0.12 + 90
+    assert held[20] == held[-1]
+    assert "the last of RAM is not BE's" in (view(host.tick(), "be.slice").limit or "")
+
+
+def test_what_the_hog_gains_all_the_same_does_not_raise_its_line() -> None:
+    host = Host(ON)
+    hog(host, 30)
+    line = wants(host.tick(), BE)["memory.high"]
+    for _ in range(20):
+        host.be.anon += 2
+        host.available = (host.available or 0) - 2
+        assert abs(wants(host.tick(), BE)["memory.high"] - line) <= 0.01 * 1024 * MIB
+
+
+def test_a_line_that_ls_grows_into_is_not_drawn_below_what_the_job_holds() -> None:
+    host = Host(ON)
+    host.be.anon, host.available = 600, 300
+    host.ticks(5)
+
+    host.ls.anon, host.available = 200, 100
+
+    assert wants(host.ticks(3), BE)["memory.high"] == 600 * MIB
+
+
+def test_when_memory_is_nearly_gone_the_job_is_let_go() -> None:
+    """The OOM killer is sooner done than a job that creeps towards it."""
+    host = Host(ON)
+    hog(host, 30)
+
+    host.available = 1024 * 0.04
+
+    assert wants(host.tick(), BE) == {}
+
+
+def test_with_no_last_share_set_a_job_that_cannot_be_limited_is_let_go() -> None:
+    host = Host(changed(ON, "limits", last_pct=0.0))
+
+    hog(host, 30)
+
+    assert host.available == 0
+    assert wants(host.tick(), BE) == {}
 
 
 SIZES = st.floats(0, 1000, allow_nan=False)

@@ -6,9 +6,10 @@ import errno
 from pathlib import Path
 
 import pytest
+from fakekernel import write_as_kernel
 from hypothesis import given
 from hypothesis import strategies as st
-from treekit import CPU_FILES, NR_CPUS, make_tree, text_of, write_as_kernel
+from treekit import CPU_FILES, NR_CPUS, make_tree, text_of
 
 from qosd.cgroupfs import format_setting
 from qosd.config import OnForeignWrite, Ownership

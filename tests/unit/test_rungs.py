@@ -306,15 +306,28 @@ def test_beside_the_law_a_limit_comes_back_only_when_both_agree() -> None:
 def test_in_trouble_one_reading_is_a_verdict_and_no_rung_is_dwelt_on() -> None:
     """Two conditions: hardly anything is available, and all tasks of LS stand still for memory."""
 
-    def rungs(free: int) -> list[Rung]:
-        stage = Stage(config("freeze"), free=free)
-        stage.full = True
-        stage.tick()
-        course = [stage.tick(ls_memory_wait=0.5, be_grown=5 * MIB) for _ in range(4)]
-        return [each.ladders[Kind.MEMORY].rung for each in course]
+    assert rungs("kill", 300 * MIB) == [Rung.RECLAIM, Rung.FREEZE, Rung.FREEZE, Rung.FREEZE]
+    assert rungs("kill", 3000 * MIB) == [Rung.IDLE, Rung.IDLE, Rung.RECLAIM, Rung.RECLAIM]
 
-    assert rungs(300 * MIB) == [Rung.RECLAIM, Rung.FREEZE, Rung.FREEZE, Rung.FREEZE]
-    assert rungs(3000 * MIB) == [Rung.IDLE, Rung.IDLE, Rung.RECLAIM, Rung.RECLAIM]
+
+def rungs(answer: str, free: int, ticks: int = 4) -> list[Rung]:
+    """Of the ladder for memory, while all tasks of LS wait for half of the time."""
+    rules = (
+        WorkloadRule(name="ls", tier=Tier.LS, match=("ls.slice",)),
+        WorkloadRule(name="be", tier=Tier.BE, match=("be.slice",), kill=True),
+    )
+    stage = Stage(msgspec.structs.replace(config(answer), workload=rules), free=free)
+    stage.full = True
+    stage.tick()
+    course = [stage.tick(ls_memory_wait=0.5, be_grown=5 * MIB) for _ in range(ticks)]
+    return [each.ladders[Kind.MEMORY].rung for each in course]
+
+
+def test_what_nobody_may_kill_is_not_frozen_either_when_memory_is_short() -> None:
+    """It would keep all it holds, and LS waits for the OOM killer for as much longer."""
+    assert Rung.FREEZE not in rungs("freeze", 500 * MIB, ticks=30)
+    assert Rung.FREEZE in rungs("freeze", 3000 * MIB, ticks=30)
+    assert Rung.FREEZE in rungs("kill", 500 * MIB, ticks=30)
 
 
 def test_trouble_alone_accuses_nobody() -> None:

@@ -12,23 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 from backports import zstd
-from click.testing import CliRunner, Result
-from ctl_daemon import daemon
+from ctl_daemon import daemon, qosctl
 
 from qosd.compare import compare, outcome
 from qosd.config import decode
 from qosd.ctl import trace, tracefile
-from qosd.ctl.main import cli
 from qosd.replay import load, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACE = ROOT / "tests/data/steps.trace.jsonl"
 SHIPPED = ROOT / "etc/qosd.toml"
 SNAPSHOTS: list[dict[str, Any]] = [json.loads(line) for line in TRACE.read_bytes().splitlines()]
-
-
-def qosctl(*words: str, sock: str = "/nonexistent/control.sock") -> Result:
-    return CliRunner().invoke(cli, ["--socket", sock, *words], prog_name="qosctl")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ mode = "never"
 answer = "freeze"
 cpu_some_pct = 5
 be_share_pct = 1
+be_seen_pct = 1
 quiet_pct = 10
 baseline_ticks = 1
 enter_ticks = 1

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from vm.guest import CGROUP, NEWER, Guest
 
+from qosd.lab.tiers import tiers
+
 pytestmark = pytest.mark.vm
 
 MIB = 1 << 20
@@ -21,17 +23,7 @@ WATERMARKS = """
 stat_interval = "1s"
 [memory.protection]
 enforce = "off"
-[[workload]]
-name = "ls"
-tier = "ls"
-match = ["ls.slice"]
-[[workload]]
-name = "be"
-tier = "be"
-match = ["be.slice"]
-page_cache_high = "120MiB"
-page_cache_low = "60MiB"
-"""
+""" + tiers('page_cache_high = "120MiB"\npage_cache_low = "60MiB"')
 LIMITS = """
 [host]
 memory_target_pct = 25
@@ -41,6 +33,7 @@ stat_interval = "1s"
 enforce = "high"
 down_pct = 20
 up_pct = 20
+last_pct = 0
 lift_hold = "5s"
 """
 
