@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from vm.guest import CGROUP, NEWER, Guest
 
+from qosd.lab.tiers import tiers
+
 pytestmark = [pytest.mark.vm, NEWER]
 
 NO_RESTART = "[Service]\nRestart=no\n"
@@ -89,18 +91,21 @@ term_grace = "1s"
 settle = "1s"
 cooldown = "1s"
 per_window = {kills}
-[[workload]]
-name = "ls"
-tier = "ls"
-match = ["test.slice/test-ls.slice"]
-[[workload]]
-name = "be"
-tier = "be"
-match = ["be.slice"]
-kill = true
-"""
+""" + tiers("kill = true", ls=("test.slice/test-ls.slice", "ls.slice"))
 HOG = "import signal, time; signal.signal(15, signal.SIG_IGN); held = b'x' * ({} << 20); time.sleep(10000)"
 """Deaf to SIGTERM."""
+FORKS = """
+import os, signal, time
+signal.signal(15, signal.SIG_IGN)
+held = b'x' * ({} << 20)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        time.sleep(0.2)
+"""
+"""The same as a fork bomb: every process of it forks whenever pids.max lets it."""
+PIDS = 12
 
 
 def waiting_ls(guest: Guest) -> str:
@@ -114,12 +119,12 @@ def waiting_ls(guest: Guest) -> str:
     return guest.sh("systemctl show -p MainPID --value test-ls").strip()
 
 
-def hold_memory(guest: Guest, slice_: str, *properties: str, mib: int = 600) -> None:
+def hold_memory(guest: Guest, slice_: str, *properties: str, mib: int = 600, program: str = HOG) -> None:
     """By default nearly half of the guest's memory."""
     options = " ".join(f"-p {each}" for each in properties)
     guest.sh(
         f"systemd-run -q --collect --unit=test-mem --slice={slice_} -p MemoryAccounting=yes -p KillSignal=SIGKILL {options}"
-        f' /usr/bin/python3 -c "{HOG.format(mib)}"'
+        f' /usr/bin/python3 -c "{program.format(mib)}"'
     )
     guest.until(
         f"test $(cat {CGROUP}/{slice_}/test-mem.service/memory.current) -gt {mib * 1000000}", seconds=120
@@ -134,10 +139,12 @@ def killed(guest: Guest) -> list[dict[str, Any]]:
 def test_a_job_held_at_one_per_cent_has_its_limit_lifted_and_is_asked_before_it_is_killed(
     idle: Guest,
 ) -> None:
+    """And a fork bomb, whose pids.max is reached: it dies as a whole, by one write, and LS stays."""
     guest = idle
     guest.configure(KILL.format(enforce="max", kills=1))
-    hold_memory(guest, "be.slice")
-    waiting_ls(guest)
+    hold_memory(guest, "be.slice", f"TasksMax={PIDS}", program=FORKS)
+    guest.until(f"grep -qx {PIDS} {CGROUP}/be.slice/test-mem.service/pids.current", seconds=60)
+    ls = waiting_ls(guest)
     guest.sh("systemctl start qosd")
 
     guest.until("! systemctl is-active -q test-mem", seconds=60)
@@ -152,7 +159,9 @@ def test_a_job_held_at_one_per_cent_has_its_limit_lifted_and_is_asked_before_it_
     assert told.index(("be.slice", "cgroup.freeze", "restore done")) < asked
     reason = decisions[asked]["reason"]
     assert "candidates, the first to go first: be.slice/test-mem.service" in reason["text"]
+    assert [file for _, file, _ in told].count("cgroup.kill") == 1
     assert guest.read("be.slice/cgroup.freeze") == "0"
+    assert guest.sh("systemctl show -p MainPID --value test-ls").strip() == ls
 
 
 def test_a_storm_of_restarts_ends_with_the_budget_and_an_alarm(idle: Guest) -> None:
@@ -172,11 +181,14 @@ def test_a_storm_of_restarts_ends_with_the_budget_and_an_alarm(idle: Guest) -> N
     assert guest.sh("systemctl show -p MainPID --value test-ls").strip() == ls
 
 
-def test_a_hog_that_is_in_neither_tier_is_reported_and_nobody_is_killed(idle: Guest) -> None:
+@pytest.mark.parametrize(("slice_", "cause"), [("system.slice", "system"), ("ls.slice", "ls")])
+def test_a_hog_that_is_not_in_be_is_reported_and_nobody_is_killed(
+    idle: Guest, slice_: str, cause: str
+) -> None:
     guest = idle
     guest.configure(KILL.format(enforce="none", kills=5))
     guest.sh("systemd-run -q --collect --unit=test-job --slice=be.slice -p MemoryAccounting=yes sleep 10000")
-    hold_memory(guest, "system.slice")
+    hold_memory(guest, slice_)
     ls = waiting_ls(guest)
     guest.sh("systemctl start qosd")
 
@@ -184,7 +196,7 @@ def test_a_hog_that_is_in_neither_tier_is_reported_and_nobody_is_killed(idle: Gu
     guest.status_when(lambda each: each["tick"] > 25)
 
     verdicts = [each["verdict"] for each in json.loads(guest.sh("qosctl verdicts --json"))]
-    assert {each["cause"] for each in verdicts if each["signal"] == "memory.pressure"} == {"system"}
+    assert {each["cause"] for each in verdicts if each["signal"] == "memory.pressure"} == {cause}
     assert killed(guest) == []
     assert guest.read("be.slice/cgroup.freeze") == "0"
     guest.sh("systemctl is-active -q test-job test-mem")
