@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--kernel", default="6.12")
     parser.add_argument("--icount", help="QEMU's -icount for the guest: shift=0 is 1 ns an instruction")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the guest")
-    parser.add_argument("--nics", nargs=2, help="two cards on one wire, to run here over them")
+    parser.add_argument("--nics", nargs=2, help="two cards on one wire, to run here over the first")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(_PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")

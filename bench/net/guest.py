@@ -1,4 +1,7 @@
-"""The same in the lab's guest, over two virtio NICs on one wire: the host's side."""
+"""The same in the lab's guest, over a virtio NIC: the host's side, which is also the far end of the wire.
+
+The far end is not in the guest: there its receiving would take turns with LS on the one emulated CPU.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from netns.lab import far_end
+
 from qosd.lab.machine import Machine
+from qosd.lab.taps import BRIDGE
 
 _ROOT = Path(__file__).resolve().parents[2]
 _INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
@@ -32,13 +38,17 @@ def measure(kernel: str, icount: str | None, arguments: list[str], timeout: floa
                 f"\nIn the guest: Linux {release}, one CPU, {machine.accelerator}, icount {icount}",
                 flush=True,
             )
-            job = machine.start(" ".join([_BENCH, *arguments]))
-            shown, deadline = 0, time.monotonic() + timeout
-            while job.running and time.monotonic() < deadline:
-                time.sleep(1)
-                shown = _show(job.so_far.stdout, shown)
-            done = job.wait(timeout=1)
-            _show(done.stdout, shown)
+            with far_end(machine.wire_namespace, BRIDGE):
+                _follow(machine, [_BENCH, *arguments], time.monotonic() + timeout)
+
+
+def _follow(machine: Machine, command: list[str], deadline: float) -> None:
+    job = machine.start(" ".join(command))
+    shown = 0
+    while job.running and time.monotonic() < deadline:
+        time.sleep(1)
+        shown = _show(job.so_far.stdout, shown)
+    _show(job.wait(timeout=1).stdout, shown)
 
 
 def _show(text: str, shown: int) -> int:

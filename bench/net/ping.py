@@ -54,7 +54,7 @@ def _rounds(wire: Wire, link: int, rounds: int) -> dict[str, list[tuple[float, f
         tc.build(shape(lab.link("u0").ifindex, link, int(0.9 * link)))
         for cgroup, ports in ((be, _BE_PORTS), (other, _OTHER_PORTS)):
             for port in ports * 4:
-                lab.send(port, cgroup=cgroup)
+                lab.send(port, *(("--idle",) if wire.nics is not None else ()), cgroup=cgroup)
         lab.sink().settled_rate_bps(_BE_PORTS + _OTHER_PORTS, 0.1)
         for index in range(rounds):
             for mode in _STILL if index % 2 == 0 else reversed(_STILL):

@@ -1,4 +1,4 @@
-"""What is sent over: a veth pair, or two virtio NICs back to back. BE is a cgroup, classified by BPF."""
+"""What is sent over: a veth pair, or a virtio NIC whose far end is the host. BE is a cgroup, told by BPF."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _OFFLOADS = ("tx-scatter-gather", "tx-checksum-ip-generic", "tx-tcp-segmentation
 
 
 class Wire(NamedTuple):
-    """`nics` are two cards on one wire, ours and the far end's; None is a veth pair, which has no speed."""
+    """`nics` are two cards on one wire, whose far end is another machine; None is a veth pair.
+
+    The second card is there for what needs a far end in here: the installed daemon's own minute.
+    """
 
     nics: tuple[str, str] | None = None
     reach_bps: int | None = None
@@ -38,7 +41,7 @@ class Wire(NamedTuple):
     @contextlib.contextmanager
     def laid(self) -> Iterator[tuple[Lab, Path, SkbPrio]]:
         """A lab with a classified BE cgroup; everything is removed at the end."""
-        lab = Lab(nics=self.nics)
+        lab = Lab(nic=self.nics[0] if self.nics is not None else None)
         skbprio = SkbPrio.open(Library())
         try:
             be = lab.cgroup("be")

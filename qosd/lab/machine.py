@@ -53,6 +53,7 @@ class Machine:
         self._terminal = terminal
         self._cleanup = contextlib.ExitStack()
         self.console = _console_file(hardware.kernel)
+        self._wire_namespace: int | None = None
 
     @classmethod
     def boot(
@@ -97,6 +98,13 @@ class Machine:
         return self._channel.start(command, input)
 
     @property
+    def wire_namespace(self) -> int:
+        """A descriptor of the network namespace in which the cards' wire is a bridge."""
+        if self._wire_namespace is None:
+            raise ValueError("a wire of QEMU's own is in no namespace: boot with nics and offloads")
+        return self._wire_namespace
+
+    @property
     def running(self) -> bool:
         return self._qemu.poll() is None
 
@@ -125,9 +133,11 @@ class Machine:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="qosd-lab-")))
         ours, theirs = socket.socketpair()
         self._cleanup.enter_context(ours)
-        taps = wired(self.hardware.nics) if self.hardware.offloads else []
-        for tap in taps:
-            self._cleanup.callback(os.close, tap)
+        taps: list[int] = []
+        if self.hardware.offloads:
+            taps, self._wire_namespace = wired(self.hardware.nics)
+            for fd in (*taps, self._wire_namespace):
+                self._cleanup.callback(os.close, fd)
         with theirs:
             self.accelerator = accelerator(image)
             wiring = Wiring(

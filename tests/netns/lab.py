@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netns.traffic import Sink, finish, sender
+from netns.traffic import CONTROL, Counted, FarSink, Sink, finish, sender
 
 from qosd.net import rtnl
 from qosd.net.held import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from qosd.net.device import LinkSample, QdiscSample
 
@@ -52,10 +52,27 @@ def cgroup2_mount() -> Path | None:
     return None
 
 
-class Lab:
-    """Enters a new network namespace with the calling thread; `close` goes back and removes everything."""
+@contextlib.contextmanager
+def far_end(namespace: int, device: str) -> Iterator[None]:
+    """What a lab with a card of its own expects at its other end, in a network namespace (a descriptor)."""
+    enter = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{namespace}"]
+    for command in (
+        f"ip addr add 10.9.0.2/24 dev {device}",
+        f"ip addr add fd09:0::2/64 dev {device} nodad",
+        "ip link set lo up",
+    ):
+        subprocess.run([*enter, *command.split()], check=True)
+    with contextlib.closing(Sink(enter, control=CONTROL)):
+        yield
 
-    def __init__(self, uplinks: int = 1, nics: tuple[str, str] | None = None) -> None:
+
+class Lab:
+    """Enters a new network namespace with the calling thread; `close` goes back and removes everything.
+
+    `nic` is a card in place of a veth pair: another machine is its far end, with `far_end` of this module.
+    """
+
+    def __init__(self, uplinks: int = 1, nic: str | None = None) -> None:
         self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         _checked(_libc.unshare(CLONE_NEWNET))
         self._undo: list[Callable[[], object]] = []
@@ -65,46 +82,41 @@ class Lab:
         self._undo.append(lambda: finish(self.peer))
         self.enter = ["nsenter", f"--net=/proc/{self.peer.pid}/ns/net"]
         self._await_peer()
-        if nics is None:
+        self._far_away = nic is not None
+        if nic is None:
             for index in range(uplinks):
                 self.add_uplink(index)
         else:
-            self._borrow(*nics)
+            self._borrow(nic)
         self.host = Host(
             sysfs_net=str(self._mount_sysfs() / "class/net"),
             proc_net="/proc/thread-self/net",
             cilium_map="/nonexistent",
             allow_kinds=frozenset({"veth"}),
         )
-        self._sink: Sink | None = None
+        self._sink: Sink | FarSink | None = None
 
     def add_uplink(self, index: int) -> None:
         self.run(f"ip link add u{index} type veth peer name p{index} netns {self.peer.pid}")
+        self.far(f"ip addr add 10.9.{index}.2/24 dev p{index}")
+        self.far(f"ip addr add fd09:{index}::2/64 dev p{index} nodad")
+        self.far(f"ip link set p{index} up")
+        self.far("ip link set lo up")
         self._address(index)
 
-    def _borrow(self, ours: str, far: str) -> None:
-        """Two cards on one wire in place of a veth pair; `close` gives them back under their own names."""
+    def _borrow(self, nic: str) -> None:
+        """`close` gives it back under its own name."""
         home = f"/proc/{os.getpid()}/fd/{self._home}"
-        for name, new, pid, enter in ((ours, "u0", os.getpid(), []), (far, "p0", self.peer.pid, self.enter)):
-            inside = " ".join(enter)
-            self.run(f"nsenter --net={home} ip link set {name} netns {pid}")
-            self.run(f"{inside} ip link set {name} name {new}")
-            back = (
-                f"ip link set {new} down",
-                f"ip link set {new} name {name}",
-                f"ip link set {name} netns {home}",
-            )
-            self._undo.extend(partial(self.run, f"{inside} {step}") for step in reversed(back))
+        self.run(f"nsenter --net={home} ip link set {nic} netns {os.getpid()}")
+        self.run(f"ip link set {nic} name u0")
+        back = ("ip link set u0 down", f"ip link set u0 name {nic}", f"ip link set {nic} netns {home}")
+        self._undo.extend(partial(self.run, step) for step in reversed(back))
         self._address(0)
 
     def _address(self, index: int) -> None:
         self.run(f"ip addr add 10.9.{index}.1/24 dev u{index}")
         self.run(f"ip addr add fd09:{index}::1/64 dev u{index} nodad")
         self.run(f"ip link set u{index} up")
-        self.far(f"ip addr add 10.9.{index}.2/24 dev p{index}")
-        self.far(f"ip addr add fd09:{index}::2/64 dev p{index} nodad")
-        self.far(f"ip link set p{index} up")
-        self.far("ip link set lo up")
         # An IPv6 address is usable only once the link has carrier on both ends.
         self.until(lambda: "LOWER_UP" in self.run(f"ip link show u{index}"))
 
@@ -136,9 +148,9 @@ class Lab:
         shown += [self.run(f"tc -d {what} show dev {name}") for name in names for what in ("class", "filter")]
         return re.sub(r"direct_packets_stat \d+", "direct_packets_stat", "".join(shown))
 
-    def sink(self) -> Sink:
+    def sink(self) -> Counted:
         if self._sink is None:
-            self._sink = Sink(self.enter)
+            self._sink = FarSink("10.9.0.2") if self._far_away else Sink(self.enter)
             self._undo.append(self._sink.close)
         return self._sink
 

@@ -1,7 +1,8 @@
 """Real traffic between network namespaces, for the tests and the benchmark; also a script.
 
 The sink counts received bytes per port, TCP and UDP, both families, and reports them as JSON for every line
-on its stdin. A sender runs in a cgroup of its own until its stdin closes.
+on its stdin, or of whoever connects to its control port. A sender runs in a cgroup of its own until its stdin
+closes.
 """
 
 from __future__ import annotations
@@ -18,38 +19,26 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 PORTS = range(5000, 5008)
+CONTROL = 4999
 UDP_SEGMENT = 103  # linux/udp.h
 SO_PRIORITY = 12
 SO_SNDBUFFORCE = 32
 
 
-class Sink:
-    """The receiving process, at the far end or in a cgroup. `bytes()` is what arrived so far, by port."""
+class Counted:
+    """What arrives somewhere, asked for over a pipe or a connection."""
 
-    def __init__(self, enter: list[str], cgroup: Path | None = None, ports: range = PORTS) -> None:
-        self.process = subprocess.Popen(
-            [
-                *enter,
-                sys.executable,
-                __file__,
-                "sink",
-                "--ports",
-                str(ports.start),
-                str(ports.stop),
-                *_in(cgroup),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._line()  # it listens
+    def __init__(self, ask: IO[str], answers: IO[str]) -> None:
+        self._ask = ask
+        self._answers = answers
 
     def bytes(self) -> tuple[float, dict[int, int]]:
-        self._pipe().write("\n")
-        self._pipe().flush()
+        """The sink's own clock, and what arrived so far by port."""
+        self._ask.write("\n")
+        self._ask.flush()
         seconds, counted = json.loads(self._line())
         return seconds, {int(port): count for port, count in counted.items()}
 
@@ -69,17 +58,44 @@ class Sink:
         time.sleep(0.5)
         return self.rate_bps(seconds)
 
+    def _line(self) -> str:
+        line = self._answers.readline()
+        assert line, "the sink died"
+        return line
+
+
+class Sink(Counted):
+    """The receiving process, at the far end or in a cgroup."""
+
+    def __init__(
+        self, enter: list[str], cgroup: Path | None = None, ports: range = PORTS, control: int = 0
+    ) -> None:
+        command = [*enter, sys.executable, __file__, "sink", "--ports", str(ports.start), str(ports.stop)]
+        if control:
+            command += ["--control", str(control)]
+        self.process = subprocess.Popen(
+            [*command, *_in(cgroup)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        super().__init__(self.process.stdin, self.process.stdout)
+        self._line()  # it listens
+
     def close(self) -> None:
         finish(self.process)
 
-    def _pipe(self) -> Any:
-        return self.process.stdin
 
-    def _line(self) -> str:
-        stdout: Any = self.process.stdout
-        line: str = stdout.readline()
-        assert line, "the sink died"
-        return line
+class FarSink(Counted):
+    """A sink on another machine, by its control port."""
+
+    def __init__(self, address: str) -> None:
+        self._connection = socket.create_connection((address, CONTROL), timeout=60)
+        stream = self._connection.makefile("rw", encoding="ascii")
+        super().__init__(stream, stream)
+
+    def close(self) -> None:
+        self._answers.close()
+        self._connection.close()
 
 
 def sender(cgroup: Path | None, *arguments: str, enter: list[str] | None = None) -> subprocess.Popen[str]:
@@ -101,7 +117,7 @@ def finish(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _sink(ports: range) -> None:
+def _sink(ports: range, control: int) -> None:
     counts: Counter[int] = Counter()
     for port in ports:
         tcp = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -111,14 +127,29 @@ def _sink(ports: range) -> None:
         udp.bind(("::", port))
         threading.Thread(target=_accept, args=(tcp, port, counts), daemon=True).start()
         threading.Thread(target=_drain, args=(udp, port, counts), daemon=True).start()
-    _say("listening")
-    for _ in sys.stdin:
-        _say(json.dumps((time.monotonic(), counts)))
+    if control:
+        server = socket.create_server(("::", control), family=socket.AF_INET6, dualstack_ipv6=True)
+        threading.Thread(target=_control, args=(server, counts), daemon=True).start()
+    _say(sys.stdout, "listening")
+    _answer(sys.stdin, sys.stdout, counts)
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _control(server: socket.socket, counts: Counter[int]) -> None:
+    """One who asks at a time."""
+    while True:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rw", encoding="ascii") as stream:
+            _answer(stream, stream, counts)
+
+
+def _answer(questions: IO[str], answers: IO[str], counts: Counter[int]) -> None:
+    for _ in questions:
+        _say(answers, json.dumps((time.monotonic(), dict(counts))))
+
+
+def _say(answers: IO[str], line: str) -> None:
+    answers.write(line + "\n")
+    answers.flush()
 
 
 def _accept(server: socket.socket, port: int, counts: Counter[int]) -> None:
@@ -173,11 +204,15 @@ def main() -> None:
     parser.add_argument("--cgroup")
     parser.add_argument("--ports", type=int, nargs=2)
     parser.add_argument("--mbit", type=float, default=0)
+    parser.add_argument("--control", type=int, default=0, help="port on which a sink answers as on stdin")
+    parser.add_argument("--idle", action="store_true", help="as a process of a cgroup with cpu.idle")
     options = parser.parse_args()
+    if options.idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if options.cgroup:
         Path(options.cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     if options.mode == "sink":
-        _sink(range(*options.ports))
+        _sink(range(*options.ports), options.control)
     else:
         _send(options)
 
