@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from qosd import journal as journal_module
+from qosd import pages
 from qosd.audit import log_record, log_restored, log_sensors
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
@@ -30,11 +31,11 @@ from qosd.schema.units import Duration, parse_duration
 from qosd.sense import HostFiles
 from qosd.status import DecisionRecord, Status
 from qosd.sys import DIRECTORY, Sys
+from qosd.ticktimes import TickTimes
 
 log = logging.getLogger("qosd")
 
 _HURRY = 4  # a tick that is called for comes a quarter of the interval after the last one at the soonest
-_HISTOGRAM_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -47,22 +48,6 @@ class Paths(msgspec.Struct, frozen=True):
     sysfs: str = "/sys"
     state: str | None = None
     """Where what was learned outlives a restart; None: nowhere."""
-
-
-class TickTimes:
-    """Histogram of tick durations in milliseconds, cumulative as Prometheus wants it."""
-
-    def __init__(self) -> None:
-        self.buckets = dict.fromkeys(_HISTOGRAM_MS, 0)
-        self.count = 0
-        self.sum_ms = 0.0
-
-    def add(self, tick_ms: float) -> None:
-        self.count += 1
-        self.sum_ms += tick_ms
-        for bound in self.buckets:
-            if tick_ms <= bound:
-                self.buckets[bound] += 1
 
 
 class Daemon:
@@ -96,6 +81,7 @@ class Daemon:
         self._hurry = False
         """An LS workload waits for memory: the next tick is called for."""
         self._watchdog = os.environ.get("WATCHDOG_USEC") is not None
+        self.pages_locked = False
         self.tick_times = TickTimes()
         self.status: Status | None = None
         """The last tick, replaced by reference: other threads read it without a lock."""
@@ -118,7 +104,9 @@ class Daemon:
             self._tick()
             notify("READY=1")
             self._serve_metrics()
-            self._open_probes(root_is_the_kernels=self._paths.cgroup_root is None)
+            if self._paths.cgroup_root is None:  # the kernel knows no id of a tree of mere files
+                self._open_probes()
+                self._lock_pages()
             self._loop(epoll, wakeup, server)
         finally:
             notify("STOPPING=1")
@@ -187,11 +175,16 @@ class Daemon:
         else:
             self._log()
 
-    def _open_probes(self, *, root_is_the_kernels: bool) -> None:
-        """After READY, since it takes a moment. The kernel knows no id of a tree of mere files."""
-        if root_is_the_kernels:
-            self._engine.probes.open()
-            self._log()
+    def _open_probes(self) -> None:
+        """After READY, since it takes a moment."""
+        self._engine.probes.open()
+        self._log()
+
+    def _lock_pages(self) -> None:
+        why_not = pages.lock()
+        self.pages_locked = why_not is None
+        if why_not is not None:
+            log.warning("where memory is short qosd may come late, as its pages can be evicted: %s", why_not)
 
     def _watch(self, epoll: select.epoll, fd: int | None) -> None:
         """They open and close with the configuration; the kernel forgets a closed one by itself."""

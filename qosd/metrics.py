@@ -46,6 +46,7 @@ class Source(Protocol):
     """What the exporter may look at."""
 
     status: Status | None
+    pages_locked: bool
 
     @property
     def tick_times(self) -> TickTimes: ...
@@ -131,6 +132,8 @@ def _own(source: Source) -> Iterator[Metric]:
     yield _tick_durations(source.tick_times)
     yield CounterMetricFamily("process_cpu_seconds", "CPU time of qosd itself.", time.process_time())
     yield _gauge("process_resident_memory_bytes", "Resident memory of qosd itself.", _resident_bytes())
+    locked = "1 if qosd's pages stay in memory when it is short."
+    yield _gauge("qosd_pages_locked", locked, float(source.pages_locked))
 
 
 def _tick_durations(times: TickTimes) -> Metric:

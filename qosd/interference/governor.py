@@ -144,8 +144,11 @@ def _listen(
     result = hear(section, hearings, state.docket, now.monotonic_usec)
     be = be_share_of_capacity(prev, now)
     quiet = be is not None and be * 100 <= section.quiet_pct
+    weight = config.ebpf.baseline.breach_weight
     following = msgspec.structs.replace(
-        state, docket=result.docket, baselines=learn(baselines, signals, now, quiet=quiet)
+        state,
+        docket=result.docket,
+        baselines=learn(baselines, signals, now, quiet=quiet, breach_weight=weight),
     )
     heard = frozenset(BaselineKey(signal.victim, signal.name) for signal in signals)
     return heard, following, result.ended, result.began

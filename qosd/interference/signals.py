@@ -131,17 +131,27 @@ def _pressure(sample: CgroupSample, kind: Kind) -> Pressure | None:
             return None
 
 
-def learn(baselines: Baselines, signals: tuple[Signal, ...], now: Snapshot, *, quiet: bool) -> Baselines:
+def learn(
+    baselines: Baselines,
+    signals: tuple[Signal, ...],
+    now: Snapshot,
+    *,
+    quiet: bool,
+    breach_weight: float,
+) -> Baselines:
     """The baselines with this tick's readings, if BE was quiet, and without workloads that are gone."""
     present = {workload.id for workload in now.tier(Tier.LS)}
     following = {key: known for key, known in baselines.items() if key.victim in present}
     if quiet:
         for signal in signals:
             key = BaselineKey(signal.victim, signal.name)
-            following[key] = _with(following.get(key, Baseline()), signal.value)
+            following[key] = _with(following.get(key, Baseline()), signal, breach_weight)
     return following
 
 
-def _with(known: Baseline, value: float) -> Baseline:
+def _with(known: Baseline, signal: Signal, breach_weight: float) -> Baseline:
+    """What is at its threshold becomes usual only if it lasts, once anything is known to be usual."""
     ticks = known.ticks + 1
-    return Baseline(known.value + (value - known.value) / min(ticks, _MEMORY_MAX), ticks)
+    weight = breach_weight if signal.baseline is not None and signal.value >= signal.threshold else 1.0
+    step = (signal.value - known.value) * weight / min(ticks, _MEMORY_MAX)
+    return Baseline(known.value + step, ticks)

@@ -24,6 +24,7 @@ from qosd.split import Claim, split
 
 ROUND = 1 << 20
 _MIB = 1 << 20
+_READ_ONCE = '; this kernel takes pages that were read only once all the same (enforce = "auto" keeps them)'
 _BACK = 1.25  # of min_spare_pct: above it memory.min is used again
 
 
@@ -86,7 +87,8 @@ def decide(
         files = [each for each in files if _adds(now, workload, each, verdict.bytes)]
         desired += [_desired(config, now, workload, track, (verdict, each)) for each in files]
         peak = round(track.peak) if track.stat_usec is not None else None
-        standings.append(Protected(workload.id, peak, _said(verdict, files)))
+        once = _READ_ONCE if now.host.lru_gen is True and section.enforce is Protect.LOW else ""
+        standings.append(Protected(workload.id, peak, _said(verdict, files) + once))
     return State(tracks, short), tuple(desired), tuple(standings)
 
 

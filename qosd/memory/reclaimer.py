@@ -1,6 +1,7 @@
 """Writes to memory.reclaim, on a worker: the kernel does the work in the writer, for as long as it takes.
 
-It asks in chunks and looks at the clock between them. EAGAIN means that less was there than asked for.
+It asks in chunks, and looks at the clock and at what was freed between them: the classic LRU takes up to half
+as much again as it is asked for. EAGAIN means that less was there.
 """
 
 from __future__ import annotations
@@ -105,16 +106,23 @@ class Reclaimer:
             return Outcome("failed", error=error.strerror)
         try:
             before = read_stat(self._sys, dir_fd)
-            result, asked, error_text = self._ask(dir_fd, reclaim, target.bytes, begun_usec)
-            return Outcome(result, asked, self._freed(before, read_stat(self._sys, dir_fd)), error_text)
+
+            def freed() -> int:
+                return self._freed(before, read_stat(self._sys, dir_fd))
+
+            result, asked, error_text = self._ask(dir_fd, reclaim, (target.bytes, freed), begun_usec)
+            return Outcome(result, asked, freed(), error_text)
         finally:
             self._sys.close(dir_fd)
 
-    def _ask(self, dir_fd: int, reclaim: Reclaim, size: int, begun_usec: int) -> tuple[str, int, str | None]:
+    def _ask(
+        self, dir_fd: int, reclaim: Reclaim, wanted: tuple[int, Callable[[], int]], begun_usec: int
+    ) -> tuple[str, int, str | None]:
         """The result, how many bytes were asked for, and what the kernel said of it."""
         key = "" if reclaim.swappiness is None else f" swappiness={reclaim.swappiness}"
+        size, freed = wanted
         asked = 0
-        while asked < size and not self.worker.closed:
+        while asked < size and not self.worker.closed and not (asked and freed() >= size):
             if self._now_usec() - begun_usec >= self.section.slice:
                 break
             chunk = min(int(self.section.chunk), size - asked)

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from reflexkit import BUSY, MAX
 from treekit import GROUP_FILES, Box, cgroup_id, make_tree, text_of
 
 from qosd.config import decode
 from qosd.model import Breach
-
-BUSY = {"ls": 0.5, "be": 3.0, "system": 0.1}
-MAX = '[fast]\ncut_idle = true\n[cpu.bandwidth]\nenforce = "max"\n'
 
 
 @pytest.fixture

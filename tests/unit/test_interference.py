@@ -186,10 +186,28 @@ def test_a_baseline_is_not_learned_from_what_be_does() -> None:
     prev, now = stage.snapshot(), stage.snapshot(be=3, ls_cpu_wait=0.9)
     signals = from_pressure(Interference(), prev, now, baselines)
 
-    assert learn(baselines, signals, now, quiet=False) == baselines
-    assert learn(baselines, signals, now, quiet=True)[BaselineKey(LS, "cpu.pressure")].value > 1
+    assert learn(baselines, signals, now, quiet=False, breach_weight=1) == baselines
+    assert (
+        learn(baselines, signals, now, quiet=True, breach_weight=1)[BaselineKey(LS, "cpu.pressure")].value > 1
+    )
     gone = msgspec.structs.replace(now, workloads=now.tier(Tier.BE))
-    assert learn(baselines, signals, gone, quiet=False) == {}
+    assert learn(baselines, signals, gone, quiet=False, breach_weight=1) == {}
+
+
+def test_an_episode_of_pressure_does_not_become_usual_once_something_else_is() -> None:
+    def usual(known: float, weight: float) -> float:
+        key = BaselineKey(LS, "cpu.pressure")
+        baselines = {key: Baseline(known, 100)}
+        stage = Stage(config())
+        prev = stage.snapshot()
+        for _ in range(10):
+            prev, now = stage.snapshot(), stage.snapshot(ls_cpu_wait=0.9)
+            signals = from_pressure(Interference(), prev, now, baselines)
+            baselines = learn(baselines, signals, now, quiet=True, breach_weight=weight)
+        return baselines[key].value
+
+    assert usual(5.0, 1.0) > 12
+    assert usual(5.0, 0.1) < 6
 
 
 def test_without_a_baseline_be_is_throttled_at_most() -> None:

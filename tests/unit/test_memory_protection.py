@@ -122,7 +122,11 @@ def test_where_memory_low_only_waits_for_its_second_turn_memory_min_stands_besid
 def test_by_default_memory_low_alone_is_written() -> None:
     host = Host(Config())
     host.lru_gen, host.ls.active = True, 200
-    assert wants(host.tick(), LS) == {"memory.low": 251 * MIB}
+    decision = host.tick()
+    assert wants(decision, LS) == {"memory.low": 251 * MIB}
+    assert "read only once" in (view(decision, "ls.slice").protection or ""), "what that kernel makes of it"
+    host.lru_gen = False
+    assert "read only once" not in (view(host.tick(), "ls.slice").protection or "")
 
 
 def test_memory_min_goes_when_the_host_may_soon_need_what_ls_keeps_and_comes_back_later() -> None:

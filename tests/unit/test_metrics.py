@@ -100,7 +100,7 @@ def source(last: Status | None) -> Any:
     answering = SimpleNamespace(totals=totals)
     engine = SimpleNamespace(counters=counters, journal_error=None, mode="enforce", answering=answering)
     times = SimpleNamespace(buckets={1.0: 2, 2.0: 3}, count=4, sum_ms=9.5)
-    return SimpleNamespace(status=last, engine=engine, tick_times=times)
+    return SimpleNamespace(status=last, engine=engine, tick_times=times, pages_locked=True)
 
 
 def samples(last: Status | None, now: float = 1001.5) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -91,6 +91,8 @@ def test_apt_installs_it_from_debian_alone_and_the_daemon_runs(packaged: Machine
     # Delegate= in the unit is what turns this controller on.
     assert "cpuset" in vm.run("cat /sys/fs/cgroup/be.slice/cgroup.controllers").stdout.split()
     assert "Traceback" not in vm.run("journalctl -u qosd --no-pager").stdout
+    # Its own pages, and those of the interpreter and the libraries, which are charged to whoever read them first.
+    assert int(vm.run("awk '/^VmLck/ {print $2}' /proc/$(pgrep -o -f 'qosd run')/status").stdout) > 0
     assert vm.run("systemctl list-units --failed --no-legend").stdout == ""
 
 
