@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from vm.guest import CGROUP, VALUES, Guest, values_in, waiting
+from vm.guest import CGROUP, NEWER, VALUES, Guest, values_in, waiting
 
 pytestmark = pytest.mark.vm
 
@@ -77,6 +77,25 @@ def test_the_oom_killer_taking_the_daemon_undoes_its_limits(throttled: tuple[Gue
     guest.until("systemctl is-failed -q qosd")
 
     assert "Killed process" in guest.sh("journalctl -k --no-pager -o cat --since=-1min | grep qosd")
+    guest.until(f"grep -q ^max {CGROUP}/{WEAKEST_LIMIT}", seconds=5)
+    assert guest.values() == before
+
+
+@NEWER
+def test_a_daemon_that_its_own_memory_max_kills_undoes_its_limits(
+    throttled: tuple[Guest, dict[str, str]],
+) -> None:
+    guest, before = throttled
+    guest.drop_in(NO_RESTART)
+
+    # Below the anonymous memory of the daemon, which nothing can take, and above that of the restore.
+    guest.sh(
+        f"cd {CGROUP}/qosd.slice/qosd.service; awk '/^anon / {{print int($2 * 0.8)}}' memory.stat >memory.max"
+    )
+    guest.until("systemctl is-failed -q qosd")
+
+    killed = "journalctl -k --no-pager -o cat --since=-1min | grep 'Memory cgroup out of memory'"
+    assert "(qosd)" in guest.sh(killed)
     guest.until(f"grep -q ^max {CGROUP}/{WEAKEST_LIMIT}", seconds=5)
     assert guest.values() == before
 
