@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 from qosd.errors import Malformed
 from qosd.model import Pressure, Stall
 
-_KEYS = (b"avg10=", b"avg60=", b"avg300=", b"total=")
+_STALL = rb"avg10=([0-9.]+) avg60=([0-9.]+) avg300=([0-9.]+) total=([0-9]+)"
+_FILE = re.compile(rb"some " + _STALL + rb"(?:\nfull " + _STALL + rb")?\n?")
+"""One look for the whole file, as it is read often. float() alone would take "nan" and "-1"."""
 
 
 def parse_pressure(raw: bytes, file: str = "pressure") -> Pressure:
-    fields = raw.split()
+    found = _FILE.fullmatch(raw)
+    if found is None:
+        raise Malformed(file, raw.decode("latin-1"))
+    fields = found.groups()
     try:
-        if fields[0] != b"some":
-            raise ValueError  # noqa: TRY301 - one exit for every malformation
-        some = _stall(fields[1:5])
-        full = None
-        if len(fields) > 5:  # noqa: PLR2004 - a second line
-            if fields[5] != b"full":
-                raise ValueError  # noqa: TRY301 - same
-            full = _stall(fields[6:10])
-    except (ValueError, IndexError):
+        return Pressure(_stall(fields[:4]), _stall(fields[4:]) if fields[4] is not None else None)
+    except ValueError:
         raise Malformed(file, raw.decode("latin-1")) from None
-    return Pressure(some, full)
 
 
-def _stall(fields: list[bytes]) -> Stall:
-    avg10, avg60, avg300, total = (
-        field[len(key) :] if field.startswith(key) else b"" for field, key in zip(fields, _KEYS, strict=True)
-    )
-    # float() would take "nan", "inf" and "-1".
-    if not (total.isdigit() and all(avg.replace(b".", b"", 1).isdigit() for avg in (avg10, avg60, avg300))):
-        raise ValueError
-    return Stall(float(avg10), float(avg60), float(avg300), int(total))
+def _stall(fields: tuple[bytes, ...]) -> Stall:
+    return Stall(float(fields[0]), float(fields[1]), float(fields[2]), int(fields[3]))
