@@ -216,27 +216,22 @@ RUNGS = (
 answer = "throttle"
 cpu_some_pct = 5
 memory_some_pct = 1
-io_some_pct = 1
 be_share_pct = 1
 enter_ticks = 2
 leave_ticks = 1000
 dwell_up = "0s"
-[io.limits]
-floor = "64KiB"
-floor_iops = 10
 [interference.kill]
 mem_available_pct = 99
 """
     + tiers(ls=("ls.slice", "test.slice/test-ls.slice"))
 )
 """Every ladder to its last gentle rung: whatever memory somebody holds is in LS's way, and any wait is too long."""
-READS = "bash -c 'while :; do dd if=/dev/vda of=/dev/null bs={} count=500 iflag=direct status=none; done'"
 
 
-def test_each_rung_writes_its_file_for_its_own_verdict_and_a_killed_daemon_leaves_none_of_it(
+def test_the_mask_and_the_limit_are_written_for_their_own_verdicts_and_a_killed_daemon_leaves_neither(
     idle: Guest,
 ) -> None:
-    """LS waits for CPUs, for memory and for the disk; BE is named each time, and LS keeps all it has."""
+    """LS waits for CPUs and for memory; BE is named each time, and LS keeps all it has."""
     guest = idle
     guest.configure(RUNGS)
     # While the CPUs are still idle: beside hogs an emulated machine takes minutes for it.
@@ -244,8 +239,6 @@ def test_each_rung_writes_its_file_for_its_own_verdict_and_a_killed_daemon_leave
     waiting_ls(guest)
     guest.hog(threads=2, name="test-cpu", slice_="ls.slice")
     guest.hog(threads=3, name="test-hog")
-    for name, slice_, size in (("test-io", "ls.slice", "4k"), ("test-read", "be.slice", "1M")):
-        guest.sh(f"systemd-run -q --collect --unit={name} --slice={slice_} {READS.format(size)}")
     before = guest.values()
     guest.drop_in(NO_RESTART)
     guest.sh("systemctl start qosd")
@@ -253,7 +246,6 @@ def test_each_rung_writes_its_file_for_its_own_verdict_and_a_killed_daemon_leave
     be = f"{CGROUP}/be.slice"
     guest.until(f"grep -qx '[01]' {be}/cpuset.cpus", seconds=90)
     guest.until(f"! grep -qx max {be}/memory.high", seconds=60)
-    guest.until(f"grep -q bps=[0-9] {be}/io.max", seconds=60)
 
     rules = {}
     for setting in guest.status()["settings"]:
@@ -261,12 +253,11 @@ def test_each_rung_writes_its_file_for_its_own_verdict_and_a_killed_daemon_leave
             rules[setting["file"].split()[0]] = setting["reason"]["rule"]
     assert rules["cpuset.cpus"] == "cpu.cpuset/ladder"
     assert rules["memory.high"] == "memory.limits/ladder"
-    assert rules["io.max"] == "io.limits/ladder"
     assert int(guest.read("be.slice/memory.high")) > 500 << 20, "without swap it keeps what it holds"
     ls = {file: text for file, text in guest.values().items() if "/ls.slice" in file}
     changed = {file.rpartition("/")[2] for file, text in ls.items() if before.get(file) not in (None, text)}
     assert changed <= {"cpu.weight", "memory.low", "io.weight", "io.bfq.weight"}
-    guest.sh("systemctl is-active -q test-cpu test-io test-ls test-hog test-read test-mem")
+    guest.sh("systemctl is-active -q test-cpu test-ls test-hog test-mem")
 
     guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
     guest.until("systemctl is-failed -q qosd", seconds=60)
