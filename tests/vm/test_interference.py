@@ -13,18 +13,13 @@ from qosd.lab.tiers import tiers
 pytestmark = [pytest.mark.vm, NEWER]
 
 NO_RESTART = "[Service]\nRestart=no\n"
-AGAINST_LS = """
+FIGHT = """
 [cpu.weight]
 be_idle = "never"
 be_weight = 10000
 ls_weight = 1
 [cpu.bandwidth]
 enforce = "none"
-"""
-"""BE is set against LS with all its weight."""
-FIGHT = (
-    AGAINST_LS
-    + """
 [cpu.cpuset]
 mode = "never"
 [interference]
@@ -40,8 +35,8 @@ dwell_down = "1h"
 freeze_lease = "1min"
 freeze_rest = "1s"
 """
-)
-"""Everything above nothing is too much. A mask would end it before a freeze has to."""
+"""BE is set against LS with all its weight, and everything above nothing is too much. A mask would end it before a
+freeze has to."""
 FREEZE = f"{CGROUP}/be.slice/cgroup.freeze"
 
 
@@ -206,64 +201,3 @@ def test_a_hog_that_is_not_in_be_is_reported_and_nobody_is_killed(
     assert guest.read("be.slice/cgroup.freeze") == "0"
     guest.sh("systemctl is-active -q test-job test-mem")
     assert guest.sh("systemctl show -p MainPID --value test-ls").strip() == ls
-
-
-RUNGS = (
-    'interval = "500ms"\n'
-    + AGAINST_LS
-    + """
-[interference]
-answer = "throttle"
-cpu_some_pct = 5
-memory_some_pct = 1
-be_share_pct = 1
-enter_ticks = 2
-leave_ticks = 1000
-dwell_up = "0s"
-[interference.kill]
-mem_available_pct = 99
-"""
-    + tiers(ls=("ls.slice", "test.slice/test-ls.slice"))
-)
-"""Every ladder to its last gentle rung: whatever memory somebody holds is in LS's way, and any wait is too long."""
-
-
-def test_the_mask_and_the_limit_are_written_for_their_own_verdicts_and_a_killed_daemon_leaves_neither(
-    idle: Guest,
-) -> None:
-    """LS waits for CPUs and for memory; BE is named each time, and LS keeps all it has."""
-    guest = idle
-    guest.configure(RUNGS)
-    # While the CPUs are still idle: beside hogs an emulated machine takes minutes for it.
-    hold_memory(guest, "be.slice", mib=500)
-    waiting_ls(guest)
-    guest.hog(threads=2, name="test-cpu", slice_="ls.slice")
-    guest.hog(threads=3, name="test-hog")
-    before = guest.values()
-    guest.drop_in(NO_RESTART)
-    guest.sh("systemctl start qosd")
-
-    be = f"{CGROUP}/be.slice"
-    guest.until(f"grep -qx '[01]' {be}/cpuset.cpus", seconds=90)
-    guest.until(f"! grep -qx max {be}/memory.high", seconds=60)
-
-    rules = {}
-    for setting in guest.status()["settings"]:
-        if setting["path"] == "be.slice" and "(verdict " in setting["reason"]["text"]:
-            rules[setting["file"].split()[0]] = setting["reason"]["rule"]
-    assert rules["cpuset.cpus"] == "cpu.cpuset/ladder"
-    assert rules["memory.high"] == "memory.limits/ladder"
-    assert int(guest.read("be.slice/memory.high")) > 500 << 20, "without swap it keeps what it holds"
-    ls = {file: text for file, text in guest.values().items() if "/ls.slice" in file}
-    changed = {file.rpartition("/")[2] for file, text in ls.items() if before.get(file) not in (None, text)}
-    assert changed <= {"cpu.weight", "memory.low", "io.weight", "io.bfq.weight"}
-    guest.sh("systemctl is-active -q test-cpu test-ls test-hog test-mem")
-
-    guest.sh("systemctl kill -s KILL --kill-whom=main qosd")
-    guest.until("systemctl is-failed -q qosd", seconds=60)
-    after = guest.values()
-    both = {file for file in before.keys() & after.keys() if "test-" not in file}
-    mask = f"{be}/cpuset.cpus"  # a populated group cannot inherit its mask again: it has all there are
-    assert (before.pop(mask), after.pop(mask)) == ("", "0-1")
-    both.discard(mask)
-    assert {file: after[file] for file in both} == {file: before[file] for file in both}
