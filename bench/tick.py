@@ -57,6 +57,14 @@ class NotingSys(Sys):
         self.calls += 1
         os.close(fd)
 
+    def stat(self, *args: object, **kwargs: object) -> os.stat_result:
+        self.calls += 1
+        return os.stat(*args, **kwargs)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        self.calls += 1
+        return os.fstat(fd)
+
 
 @contextlib.contextmanager
 def tree(count: int) -> Iterator[Path]:
@@ -111,6 +119,7 @@ def tick_cost(count: int) -> dict[str, float]:
                 ours.append(timed(lambda tick=tick, sensor=sensor: sensor.snapshot(tick)))  # type: ignore[misc]
                 theirs.append(timed(lambda: naive(noted.read)))
         os.close(root_fd)
+    hot = [path for path in noted.read if "/job" in path]
     files, per_tick = len(noted.read), statistics.median(ours)
     ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
     return {
@@ -125,6 +134,7 @@ def tick_cost(count: int) -> dict[str, float]:
         "ratio min": min(ratios),
         "ratio max": max(ratios),
         "syscalls/file": calls / files,
+        "reads/hot file": len(hot) / len(set(hot)),
     }
 
 
