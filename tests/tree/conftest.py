@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from treekit import CPU_FILES, FakeSys, Loop, make_tree
+from reflexkit import BUSY, MAX
+from treekit import CPU_FILES, Box, FakeSys, Loop, make_tree
+
+from qosd.config import decode
 
 
 @pytest.fixture
@@ -28,3 +31,12 @@ def loop(tmp_path: Path, sys: FakeSys) -> Iterator[Loop]:
     loop = Loop(sys, root, run)
     yield loop
     loop.crash()
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    """An engine past its starting ticks that limits BE by cpu.max, with all CPUs in use."""
+    box = Box(tmp_path, decode(MAX))
+    box.settle(**BUSY)
+    yield box
+    box.close()
