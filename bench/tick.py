@@ -49,17 +49,19 @@ class NotingSys(Sys):
         self.read.append(os.readlink(f"/proc/self/fd/{fd}"))
         return os.pread(fd, size, offset)
 
-    def open(self, *args: object, **kwargs: object) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:  # type: ignore[override]
         self.calls += 1
-        return os.open(*args, **kwargs)
+        return os.open(path, flags, mode, dir_fd=dir_fd)
 
     def close(self, fd: int) -> None:
         self.calls += 1
         os.close(fd)
 
-    def stat(self, *args: object, **kwargs: object) -> os.stat_result:
+    def stat(  # type: ignore[override]
+        self, path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> os.stat_result:
         self.calls += 1
-        return os.stat(*args, **kwargs)
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
     def fstat(self, fd: int) -> os.stat_result:
         self.calls += 1

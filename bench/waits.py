@@ -92,7 +92,7 @@ class Overlay(Sys):
             self._stat = fd
         return fd
 
-    def pread(self, fd: int, size: int, offset: int) -> bytes:  # type: ignore[override]
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
         if fd != self._stat:
             return os.pread(fd, size, offset)
         idle = time.monotonic_ns() // 10_000_000  # in ticks of 10 ms, on all CPUs
