@@ -29,9 +29,9 @@ def _run(pid: int | str) -> tuple[float, float]:
     return int(fields[0]) / 1e9, int(fields[1]) / 1e9
 
 
-def _all() -> dict[str, float]:
-    """Seconds of CPU time of every process, by name and number."""
-    found: dict[str, float] = {}
+def _all() -> dict[str, tuple[str, float]]:
+    """The name of every process, which kworkers change, and its seconds of CPU time."""
+    found: dict[str, tuple[str, float]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -39,7 +39,7 @@ def _all() -> dict[str, float]:
             except OSError:
                 continue
             name, times = head.partition("(")[2], tail.split()
-            found[f"{name}/{entry}"] = (int(times[11]) + int(times[12])) / TICKS
+            found[entry] = (name, (int(times[11]) + int(times[12])) / TICKS)
     return found
 
 
@@ -114,6 +114,8 @@ def _busiest(seen: list[dict[str, Any]], begun: float, ended: float) -> list[str
     after = [each for each in looks if each["at"] >= ended][:1] or looks[-1:]
     if not before or not after:
         return []
-    spent = {name: value - before[0]["all"].get(name, 0.0) for name, value in after[0]["all"].items()}
-    most = sorted(spent.items(), key=lambda each: -each[1])[:BUSIEST]
-    return [f"{name} {value:.2f}" for name, value in most if value > 0]
+    spent = [
+        (seconds - before[0]["all"].get(pid, ("", 0.0))[1], name)
+        for pid, (name, seconds) in after[0]["all"].items()
+    ]
+    return [f"{name} {seconds:.2f}" for seconds, name in sorted(spent, reverse=True)[:BUSIEST] if seconds > 0]
