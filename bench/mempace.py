@@ -31,7 +31,7 @@ from bench.memscenes import (
     until,
 )
 
-SECONDS = 30
+SECONDS = 45
 WATERMARK = 'page_cache_high = "100MiB"\npage_cache_low = "90MiB"\n'
 COLD = 250
 
