@@ -59,6 +59,7 @@ class Installed:
         groups.be.set_idle(idle=True)
         with open(_CONFIG, "w", encoding="utf-8") as file:
             file.write(toml(options))
+        _run("systemctl", "reset-failed", "qosd")  # five starts a minute are its limit
         _run("systemctl", "restart", "qosd")
         _await_ticks()
         self._before = limit_writes()
