@@ -18,10 +18,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 _INSTALL = "dpkg --force-unsafe-io --install /mnt/share/qosd.deb && systemctl stop qosd"
 _BENCH = "cd /mnt/share && PYTHONDONTWRITEBYTECODE=1 exec /usr/lib/qosd/bin/python3 -u -m bench.sched"
 _PATIENCE_SEC = 3600.0
-_FOLLOW = "--modes qosd:enforce=max --rounds 1 --seconds 118 --follow 0.25 --others 100 --patience 1"
+_FOLLOW = (
+    "--modes qosd:enforce=max --rounds 1 --seconds 118 --follow 0.25 --work 2000 --others 100 --patience 1"
+)
 _FOLLOWED = (
-    f"{_FOLLOW} --shapes steady --loads 30 --work 2000 --slo 8000",
-    f"{_FOLLOW} --shapes square --loads 40 --work 2000 --slo 8000",
+    f"{_FOLLOW} --shapes steady --loads 30",
+    f"{_FOLLOW} --shapes square --loads 40",
 )
 """How steady the limits are: two minutes each; the square wave is at 20 and 60 per cent in turns."""
 
