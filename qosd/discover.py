@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import stat
 from typing import NamedTuple
 
 from qosd.config import WorkloadRule
@@ -29,17 +30,30 @@ def resolve(
     sys: Sys, root_fd: int, rules: tuple[WorkloadRule, ...], protected: tuple[str, ...]
 ) -> tuple[list[Match], dict[str, str]]:
     """Every cgroup that a rule matches, and why some matches are not taken (path: reason)."""
-    found: dict[CgroupId, Match] = {}
+    return choose(find(sys, root_fd, rules), protected)
+
+
+def find(sys: Sys, root_fd: int, rules: tuple[WorkloadRule, ...]) -> list[Match]:
+    """Every cgroup that there is of every pattern, in the order of the rules."""
+    return [
+        Match(rule, path, cgroup_id)
+        for rule in rules
+        for pattern in rule.match
+        for path, cgroup_id in _expand(sys, root_fd, pattern)
+    ]
+
+
+def choose(found: list[Match], protected: tuple[str, ...]) -> tuple[list[Match], dict[str, str]]:
+    """The first rule that matches a cgroup has it. What is not taken: path to reason."""
+    of: dict[CgroupId, Match] = {}
     refused: dict[str, str] = {}
-    for rule in rules:
-        for pattern in rule.match:
-            for path, cgroup_id in _expand(sys, root_fd, pattern):
-                first = found.setdefault(cgroup_id, Match(rule, path, cgroup_id))
-                if first.rule is not rule:
-                    refused[path] = (
-                        f"rule {rule.name!r} matches it too; the first one, {first.rule.name!r}, holds"
-                    )
-    matches = sorted(found.values(), key=lambda match: match.path)
+    for match in found:
+        first = of.setdefault(match.id, match)
+        if first.rule is not match.rule:
+            refused[match.path] = (
+                f"rule {match.rule.name!r} matches it too; the first one, {first.rule.name!r}, holds"
+            )
+    matches = sorted(of.values(), key=lambda match: match.path)
     taken = []
     for match in matches:
         why = _refusal(match, matches, protected)
@@ -76,15 +90,34 @@ def _expand(sys: Sys, root_fd: int, pattern: str) -> list[tuple[str, CgroupId]]:
         literal += 1
     prefix = "/".join(parts[:literal])
     try:
+        if literal == len(parts):
+            return [(prefix, _id_of(sys, root_fd, parts))]
         fd = open_cgroup(sys, root_fd, prefix)
     except OSError:
         return []
     try:
-        if literal == len(parts):
-            return [(prefix, CgroupId(sys.fstat(fd).st_ino))]
         return _expand_globs(sys, fd, prefix, parts[literal:])
     finally:
         sys.close(fd)
+
+
+def _id_of(sys: Sys, root_fd: int, parts: list[str]) -> CgroupId:
+    """Of a cgroup named without a wildcard. Most are, and lie right below the root: one call a tick."""
+    *above, name = parts
+    if not above:
+        return _id_in(sys, root_fd, name)
+    fd = open_cgroup(sys, root_fd, "/".join(above))
+    try:
+        return _id_in(sys, fd, name)
+    finally:
+        sys.close(fd)
+
+
+def _id_in(sys: Sys, dir_fd: int, name: str) -> CgroupId:
+    found = sys.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(name)
+    return CgroupId(found.st_ino)
 
 
 def _expand_globs(sys: Sys, dir_fd: int, prefix: str, parts: list[str]) -> list[tuple[str, CgroupId]]:

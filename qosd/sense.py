@@ -240,6 +240,8 @@ class Sensor:
         self._protected = protected
         self._host = host
         self._roots: dict[int, Root] = {}
+        self._found: list[discover.Match] = []
+        self._matches: list[discover.Match] = []
         self._descendants = Descendants(sys, root_fd, config.sense)
         self._rescan_due = True
         self.refused: dict[str, str] = {}
@@ -318,14 +320,17 @@ class Sensor:
         self._roots = {}
 
     def _follow_rules(self) -> None:
-        matches, self.refused = discover.resolve(
-            self._sys, self._root_fd, self._config.workload, self._protected
-        )
-        present = {match.id: match for match in matches}
+        found = discover.find(self._sys, self._root_fd, self._config.workload)
+        if found != self._found:
+            self._found = found
+            self._matches, self.refused = discover.choose(found, self._protected)
+        elif len(self._roots) == len(self._matches):
+            return
+        present = {match.id: match for match in self._matches}
         for cgroup_id, root in list(self._roots.items()):
             if present.get(root.match.id) != root.match:
                 self._drop(cgroup_id, root)
-        for match in matches:
+        for match in self._matches:
             if match.id not in self._roots:
                 self._take(match)
 

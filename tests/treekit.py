@@ -182,9 +182,9 @@ class FakeSys(Sys):
         self._announce(Call("scandir", _path_of(fd)))
         return os.scandir(fd)
 
-    def stat(self, path: str) -> os.stat_result:
-        self._announce(Call("stat", path))
-        return os.stat(path)
+    def stat(self, path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        self._announce(Call("stat", path if dir_fd is None else f"{_path_of(dir_fd)}/{path}"))
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
     def rename(self, old: str, new: str) -> None:
         self._announce(Call("rename", new))
