@@ -228,6 +228,23 @@ def test_changed_keys_name_every_leaf_that_differs() -> None:
     assert sorted(changed_keys(before, after)) == ["b.c: 2 -> 3", "b.d: [1] -> [2]"]
 
 
+def test_tables_with_names_are_compared_by_these() -> None:
+    before = {"workload": ({"name": "ls", "priority": 0}, {"name": "be", "priority": 0, "pool": None})}
+    after = {
+        "workload": ({"name": "be", "priority": 2, "pool": None}, {"name": "new", "tier": "be", "pool": None})
+    }
+
+    assert changed_keys(before, after) == [
+        "workload.ls: gone",
+        "workload.be.priority: 0 -> 2",
+        "workload.new: new, tier be",
+    ]
+    assert changed_keys({"window": ()}, {"window": ({"name": "night", "floor": 5.0},)}) == [
+        "window.night: new, floor 5.0"
+    ]
+    assert changed_keys({"uplinks": ()}, {"uplinks": ("eth0",)}) == ["uplinks: () -> ('eth0',)"]
+
+
 class Reported:
     """A trigger's fd as the loop sees it, without a kernel behind it."""
 
