@@ -105,7 +105,7 @@ class V2Group:
     def set_idle(self, *, idle: bool) -> None:
         self._set("cpu.idle", str(int(idle)))
         if idle:
-            self._held["cpu.weight"] = "0"  # what it reads as then
+            self._held.pop("cpu.weight", None)  # kernels differ in what it reads as then
 
     def set_max(self, quota_usec: int | None, period_usec: int) -> None:
         self._set("cpu.max", f"{'max' if quota_usec is None else quota_usec} {period_usec}")
@@ -127,9 +127,13 @@ class V2Group:
         quota, period = _read(f"{self._dir}/cpu.max").split()
         return None if quota == "max" else int(quota) / int(period)
 
-    def holds(self) -> bool:
-        """Whether everything is as it was set: systemd writes the files of slices, too."""
-        return all(_read(f"{self._dir}/{file}") == text for file, text in self._held.items())
+    def foreign(self) -> list[str]:
+        """What is not as it was set: systemd writes the files of slices, too."""
+        return [
+            f"{file} is {now}, not {text}"
+            for file, text in self._held.items()
+            if (now := _read(f"{self._dir}/{file}")) != text
+        ]
 
     def remove(self) -> None:
         _remove(self._members)
@@ -160,9 +164,11 @@ class Groups:
         self.hierarchy = "cgroup v2" if isinstance(self.ls, V2Group) else "cgroup v1"
         self.reset()
 
-    def hold(self) -> bool:
-        """Whether what was set is what is there; a group of cgroup v1 is nobody else's."""
-        return all(group.holds() for group in (self.ls, self.be) if isinstance(group, V2Group))
+    def foreign(self) -> list[str]:
+        """What somebody else has set; a group of cgroup v1 is nobody else's."""
+        return [
+            what for group in (self.ls, self.be) if isinstance(group, V2Group) for what in group.foreign()
+        ]
 
     def reset(self) -> None:
         for group in (self.ls, self.be):

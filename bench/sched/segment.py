@@ -97,8 +97,8 @@ def run(programs: Programs, groups: Groups, mode: Mode, experiment: Experiment) 
         service = stack.enter_context(contextlib.closing(Service(programs, groups, load, start_ns)))
         marks, looks = _drive(groups, hogs, controller, start_ns, experiment)
         requests = service.requests()
-        if controller is None and not groups.hold():
-            raise RuntimeError(f"{mode.label}: somebody else wrote the files of the groups")
+        if controller is None and (foreign := groups.foreign()):
+            raise RuntimeError(f"{mode.label}: somebody else wrote: {', '.join(foreign)}")
     writes = controller.writes if controller is not None else 0
     warm = [request for request in requests if request.intended >= experiment.warmup_sec * 1e9]
     return Segment(_outcome(mode.label, warm, marks, writes, experiment), list(_points(looks, start_ns)))
