@@ -16,7 +16,8 @@ from treekit import Box, cgroup_id, text_of
 
 from qosd import engine as engine_module
 from qosd import journal as journal_module
-from qosd.daemon import Daemon, Paths, changed_keys
+from qosd.changes import changed_keys
+from qosd.daemon import Daemon, Paths
 from qosd.errors import ConfigError
 from qosd.journal import FILE, read_boot_id
 from qosd.trigger import Armed
