@@ -72,7 +72,7 @@ def decide(
     own = _own(config, now, of, state.own)
     taken = frozenset(cpu for cpus in own.values() for cpu in cpus)
     found: dict[CgroupId, tuple[str, ...]] = {}
-    desired = [*_own_desired(config, now, own, found, state), *_impossible(config, now, of)]
+    desired = [*_own_desired(config, now, own, found, state), *_impossible(config, now, of, taken)]
     masks: dict[str, Mask] = {}
     left = of.without(taken)
     region = _region(config, prev, now, (left, asked.apart), state.masks.get(_APART))
@@ -164,13 +164,18 @@ def _counts(config: Config) -> dict[str, int]:
     return {rule.name: rule.cpus for rule in config.workload if rule.cpus is not None}
 
 
-def _impossible(config: Config, now: Snapshot, of: Layout) -> Iterator[Desired]:
+def _impossible(config: Config, now: Snapshot, of: Layout, taken: frozenset[int]) -> Iterator[Desired]:
     """Where the cpuset controller is not on, the wish is shown as absent: silence would look like consent."""
     for workload in _asking(config, now):
         if workload.setting(FILE) is None:
             text = "its rule's `cpus` cannot be: the cpuset controller is not on for this cgroup"
             setting = CpusetCpus(of.online)
             yield Desired(workload.id, workload.path, workload.tier, setting, Reason(f"{RULE}/own", text))
+    left = CpusetCpus(of.without(taken).online)
+    for workload in now.tier(Tier.BE) if taken else ():
+        if workload.setting(FILE) is None:
+            text = f"BE cannot be kept off {_named(tuple(sorted(taken)))}: its cpuset controller is off"
+            yield Desired(workload.id, workload.path, workload.tier, left, Reason(f"{RULE}/own", text))
 
 
 def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) -> Iterator[_Group]:

@@ -277,6 +277,18 @@ def test_a_wish_for_cpus_without_the_controller_is_shown_and_costs_be_nothing() 
     assert "controller is not on" in wish.reason.text
 
 
+def test_be_that_cannot_be_kept_off_the_cpus_of_ls_is_said_to_be_on_them() -> None:
+    plant = Plant(OWN)
+    del plant.files["batch"]["cpuset.cpus"]
+    masks = plant.tick(ticks=3, web=1.0)
+
+    assert masks == {"web": "2-3,6-7", "batch": "0-1,4-5"}
+    reasons = [
+        wanted.reason.text for wanted in plant.decision.desired if wanted.setting.file == "cpuset.cpus"
+    ]
+    assert any("BE cannot be kept off CPUs 2-3,6-7:" in text for text in reasons)
+
+
 def reason_of(plant: Plant, file: str) -> str:
     return next(wanted.reason.text for wanted in plant.decision.desired if wanted.setting.file == file)
 
