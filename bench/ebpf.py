@@ -21,14 +21,14 @@ from pathlib import Path
 from bench.waits import be_important
 from qosd.config import Config, Sense
 from qosd.descend import FILES, Descendants
-from qosd.discover import Below
+from qosd.discover import Below, Caps
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.loader import Object
 from qosd.ebpf.maps import RunTime, run_time_statistics
 from qosd.ebpf.runq import Root, RunqOptions
 from qosd.ebpf.tracing import Tracing, TracingOptions
 from qosd.ebpf.tree import Tree
-from qosd.model import CgroupId
+from qosd.model import CgroupId, CgroupSample
 from qosd.sys import DIRECTORY, Sys
 from qosd.walked import Walked
 from qosd.walks import Walks
@@ -297,7 +297,7 @@ def bench_tree(library: Library, size: int, rounds: int) -> None:
             work: dict[str, Callable[[], object]] = {
                 "walk, undecoded": lambda: tree.walk(subtree),
                 "walk, nothing has moved": lambda: walked.sample({}),
-                "walk, everything has moved": lambda: named(below).sample(tree.walk(subtree)),
+                "walk, everything has moved": lambda: fresh(below, tree.walk(subtree)),
                 "kept fds, nothing has moved": lambda: kept.sample({}),
                 "cpu.stat alone: open, read, close": lambda: read_files(paths),
             }
@@ -322,11 +322,9 @@ def descendants(opened: contextlib.ExitStack, root: Path, fd: int, size: int, wa
     return found
 
 
-def named(below: list[Below]) -> Walked:
-    """One that has seen nothing yet, so that it decodes everything."""
-    walked = Walked(0)
-    walked.name(below)
-    return walked
+def fresh(below: list[Below], raw: bytes) -> list[CgroupSample]:
+    """By one that has seen nothing yet, so that it decodes everything."""
+    return Walked(0, "", below, lambda _: []).sample(raw, Caps(len(below), 1))
 
 
 def per_cgroup(work: Callable[[], object], size: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qosd import cgroupfs
 from qosd.config import Sense
-from qosd.discover import Below, Caps, is_within, walk
+from qosd.discover import Below, Caps, is_within, right_below, walk
 from qosd.errors import CgroupGone, Malformed
 from qosd.model import CgroupId, CgroupSample
 from qosd.sys import DIRECTORY, Sys
@@ -62,12 +62,9 @@ class Descendants:
 
     def rescan(self, dir_fd: int, path: str, fd_budget: int) -> None:
         """Look into one workload again: keep what is still there, open what is new while the budget lasts."""
-        walked = self._walked.get(path)
-        if walked is not None and not walked.unnamed:
-            return
-        elsewhere = sum(size for other, size in self._sizes.items() if other != path)
-        caps = Caps(max(self._sense.max_cgroups - elsewhere, 0), self._sense.max_depth)
-        tree = walk(self._sys, dir_fd, path, caps)
+        if path in self._walked:
+            return  # a walk sees itself who comes and goes
+        tree = walk(self._sys, dir_fd, path, self._caps(path))
         self._sizes[path] = len(tree.below)
         self._note_cut(path, tree.cut)
         if self._walk(dir_fd, path, tree.below):
@@ -89,7 +86,7 @@ class Descendants:
         self._close_files(path)
 
     def sample(self, unknown: dict[str, str]) -> tuple[tuple[CgroupSample, ...], bool]:
-        """Samples of this tick, and whether a rescan is due: some cgroup came or went, or walks can begin."""
+        """Samples of this tick, and whether a rescan is due: some cgroup went, or walks begin or end."""
         samples: list[CgroupSample] = []
         gone: list[Hot] = []
         for hot in self._hot.values():
@@ -100,8 +97,8 @@ class Descendants:
         for hot in gone:
             self._drop(hot)
         samples += self._sample_cold()
-        news = self._sample_walked(samples)
-        return tuple(samples), bool(gone) or news
+        due = self._sample_walked(samples)
+        return tuple(samples), bool(gone) or due
 
     def close(self) -> None:
         for path in list(self._walked):
@@ -110,37 +107,41 @@ class Descendants:
             self._drop(hot)
         self._cold = []
 
+    def _caps(self, path: str) -> Caps:
+        """What a workload may have below it: the others have theirs already."""
+        elsewhere = sum(size for other, size in self._sizes.items() if other != path)
+        return Caps(max(self._sense.max_cgroups - elsewhere, 0), self._sense.max_depth)
+
     def _walk(self, dir_fd: int, path: str, below: list[Below]) -> bool:
-        """Whether a walk tells of this workload. It goes on when there are fewer: it is cheap then too."""
-        walked = self._walked.get(path)
-        if walked is None:
-            if self.walks is None or not self.walks.worth(len(below)):
-                return False
-            subtree = self.walks.attach(dir_fd)
-            if subtree is None:
-                return False
-            walked = self._walked[path] = Walked(subtree)
-            self._close_files(path)
-        walked.name(below)
+        """Whether this workload is walked from now on, also when it gets smaller: it is cheap then too."""
+        if self.walks is None or not self.walks.worth(len(below)):
+            return False
+        subtree = self.walks.attach(dir_fd)
+        if subtree is None:
+            return False
+        self._walked[path] = Walked(
+            subtree, path, below, lambda above: right_below(self._sys, self._root_fd, above)
+        )
+        self._close_files(path)
         return True
 
     def _sample_walked(self, samples: list[CgroupSample]) -> bool:
-        """Whether the directories must be looked into: for a new cgroup, or where walks begin or end."""
+        """Whether the directories must be looked into, as walks can begin or have ended."""
         walks = self.walks
         if walks is None:
             return False
-        news = any(walks.worth(size) for path, size in self._sizes.items() if path not in self._walked)
+        due = any(walks.worth(size) for path, size in self._sizes.items() if path not in self._walked)
         for path, walked in list(self._walked.items()):
             raw = walks.read(walked.subtree)
             if raw is None:
                 del self._walked[path]
-                news = True
+                due = True
                 continue
-            below, born = walked.sample(raw)
+            below = walked.sample(raw, self._caps(path))
             self._sizes[path] = len(below)
+            self._note_cut(path, walked.cut)
             samples += below
-            news = news or born
-        return news
+        return due
 
     def _stop_walking(self, path: str) -> None:
         walked = self._walked.pop(path, None)

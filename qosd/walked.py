@@ -1,49 +1,77 @@
-"""One workload that is walked by BPF: the records of a tick as samples, by the paths that are known."""
+"""One workload that is walked by BPF: the records of a tick as samples, each under its path."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from qosd.discover import Below
-from qosd.ebpf.treerecords import SIZE, decode, split
+from qosd.discover import Below, Caps
+from qosd.ebpf.treerecords import SIZE, decode, id_of, parent_of, split
 from qosd.model import CgroupId, CgroupSample
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Walked:
-    __slots__ = ("_paths", "_records", "_samples", "subtree", "unnamed")
+    """`look` gives what lies right below a path: records have numbers, and only directories have names."""
 
-    def __init__(self, subtree: int) -> None:
+    def __init__(
+        self, subtree: int, path: str, below: Iterable[Below], look: Callable[[str], list[Below]]
+    ) -> None:
         self.subtree = subtree
-        self.unnamed: frozenset[CgroupId] = frozenset()
-        """Cgroups that the last walk saw and whose path is not known. A cgroup never changes its path."""
-        self._paths: dict[CgroupId, str] = {}
+        self.cut: str | None = None
+        """Why not all of it is seen."""
+        self._path = path
+        self._look = look
+        self._found = {each.id: each.path for each in below}
+        """Paths of cgroups that are not in the samples yet. A cgroup never changes its number or its path."""
+        # Two, since ten thousand pairs would be as many things for the garbage collector to look at.
         self._records: dict[CgroupId, bytes] = {}
         self._samples: dict[CgroupId, CgroupSample] = {}
-        # Two, since ten thousand tuples would be ten thousand things for the garbage collector to look at.
 
-    def name(self, below: Iterable[Below]) -> None:
-        """What a look into the directories found."""
-        self._paths = {each.id: each.path for each in below}
-
-    def sample(self, raw: bytes) -> tuple[list[CgroupSample], bool]:
-        """The samples, each the very object of the last tick when nothing moved; whether somebody is new.
-
-        Who has no name after the directories were looked into lies deeper than that goes, and is no news.
-        """
-        was, had, unnamed = self._records, self._samples, []
+    def sample(self, raw: bytes, caps: Caps) -> list[CgroupSample]:
+        """Each the very object of the last tick when nothing moved."""
+        was, had, new = self._records, self._samples, []
         self._records, self._samples = records, samples = {}, {}
         for cgroup_id, (record,) in split(raw[SIZE:]):  # the first is the workload itself
-            if was.get(cgroup_id) == record:
-                sample = had[cgroup_id]
-            elif (path := self._paths.get(cgroup_id)) is not None:
-                sample = CgroupSample(cgroup_id, path, *decode(record, _PAGE_BYTES))
-            else:
-                unnamed.append(cgroup_id)
+            last = had.get(cgroup_id)
+            if last is None:
+                new.append((cgroup_id, record))
                 continue
+            if was[cgroup_id] != record:
+                last = CgroupSample(cgroup_id, last.path, *decode(record, _PAGE_BYTES))
             records[cgroup_id] = record
-            samples[cgroup_id] = sample
-        seen, self.unnamed = self.unnamed, frozenset(unnamed)
-        return list(samples.values()), not self.unnamed <= seen
+            samples[cgroup_id] = last
+        self.cut = self._take(new, caps, id_of(raw)) if new else None
+        return list(samples.values())
+
+    def _take(self, new: list[tuple[CgroupId, bytes]], caps: Caps, top: CgroupId) -> str | None:
+        """Those that the last tick did not have, parents before children, as far as the caps let."""
+        looked: set[str] = set()
+        cut = None
+        for cgroup_id, record in new:
+            if len(self._samples) >= caps.cgroups:
+                return f"more than {caps.cgroups} cgroups"
+            if cgroup_id not in self._found:
+                parent = self._path_of(parent_of(record), top)
+                if parent is None or parent.count("/") - self._path.count("/") >= caps.depth:
+                    cut = f"cgroups nested too deep below {self._path[:80]}"
+                    continue
+                self._look_into(parent, looked)
+            path = self._found.get(cgroup_id)
+            if path is not None:
+                self._records[cgroup_id] = record
+                self._samples[cgroup_id] = CgroupSample(cgroup_id, path, *decode(record, _PAGE_BYTES))
+        self._found = {}
+        return cut
+
+    def _path_of(self, cgroup_id: CgroupId, top: CgroupId) -> str | None:
+        if cgroup_id == top:
+            return self._path
+        sample = self._samples.get(cgroup_id)
+        return None if sample is None else sample.path
+
+    def _look_into(self, path: str, looked: set[str]) -> None:
+        if path not in looked:
+            looked.add(path)
+            self._found.update((each.id, each.path) for each in self._look(path))

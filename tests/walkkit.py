@@ -52,8 +52,9 @@ def _record(path: Path) -> bytes:
     memory = path / "memory.current"
     has = 1 * ("nr_periods" in stat) | 2 * ("nr_bursts" in stat) | 4 * memory.exists()
     return struct.pack(
-        "=5Q4I",
+        "=6Q4I",
         path.stat().st_ino,
+        path.parent.stat().st_ino,
         stat["usage_usec"] * 1000,
         stat.get("throttled_usec", 0) * 1000,
         stat.get("burst_usec", 0) * 1000,

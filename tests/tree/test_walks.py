@@ -74,7 +74,7 @@ def test_what_has_not_moved_is_the_very_sample_of_the_last_tick(tmp_path: Path) 
     box.close()
 
 
-def test_who_is_new_is_seen_a_tick_later_and_who_is_gone_is_gone_at_once(tmp_path: Path) -> None:
+def test_who_is_new_is_seen_at_once_and_who_is_gone_is_gone(tmp_path: Path) -> None:
     """The walk itself says so: cgroup.stat does not tell one child from another."""
     box = large(tmp_path)
     let_walk(box, Opener())
@@ -82,21 +82,45 @@ def test_who_is_new_is_seen_a_tick_later_and_who_is_gone_is_gone_at_once(tmp_pat
     jobs(box, "new", "new/child")  # first: a cgroup's number is never given again, a directory's here is
     shutil.rmtree(box.root / "be.slice/b")
     box.tick()
-    assert set(below(box)) == {"be.slice/a", "be.slice/a/c", "be.slice/job.service"}
-    box.tick()
-    assert {"be.slice/new", "be.slice/new/child"} <= set(below(box))
+    assert set(below(box)) == {
+        *("be.slice/a", "be.slice/a/c", "be.slice/job.service", "be.slice/new", "be.slice/new/child")
+    }
     box.close()
 
 
-def test_directories_are_looked_into_only_for_who_is_new(tmp_path: Path) -> None:
-    """What lies deeper than the cap has no name and never will: no reason to look each tick."""
-    box = large(tmp_path, FROM + "max_depth = 1\n")
-    let_walk(box, Opener())
-    box.settle(4)
-    assert set(below(box)) == {"be.slice/a", "be.slice/b", "be.slice/job.service"}
+def looks(box: Box) -> list[str]:
+    """The directories that one more tick looks into."""
     box.sys.calls.clear()
     box.tick()
-    assert not [call for call in box.sys.calls if call[0] == "scandir"]
+    return [Path(call.path).name for call in box.sys.calls if call.name == "scandir"]
+
+
+def test_only_the_directories_of_who_is_new_are_looked_into_and_each_once(tmp_path: Path) -> None:
+    """What lies deeper than the cap never gets a name: no reason to look each tick."""
+    box = large(tmp_path, FROM + "max_depth = 2\n")
+    let_walk(box, Opener())
+    box.settle(4)
+    assert looks(box) == []
+    jobs(box, "b/x", "b/y", "a/c/deep", "a/c/deep/deeper")
+    assert looks(box) == ["b"]
+    assert {"be.slice/b/x", "be.slice/b/y"} <= set(below(box))
+    assert "be.slice/a/c/deep" not in below(box)
+    assert looks(box) == []
+    assert any("too deep" in (sensor.detail or "") for sensor in box.tick().sensors)
+    box.close()
+
+
+def test_no_more_than_the_cap_are_taken(tmp_path: Path) -> None:
+    box = large(tmp_path, FROM + "max_cgroups = 5\n")
+    let_walk(box, Opener())
+    box.settle(4)
+    jobs(box, "x", "y", "z")
+    status = box.tick()
+    assert len(below(box)) == 5
+    assert any(sensor.detail == "more than 5 cgroups" for sensor in status.sensors)
+    shutil.rmtree(box.root / "be.slice/a")
+    box.settle(2)
+    assert len(below(box)) == 5
     box.close()
 
 

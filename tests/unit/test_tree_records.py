@@ -6,14 +6,14 @@ import struct
 
 import pytest
 
-from qosd.ebpf.treerecords import SIZE, decode, split
+from qosd.ebpf.treerecords import SIZE, decode, id_of, parent_of, split
 from qosd.model import CpuStat
 
 USAGE, THROTTLED, BURST, PAGES = 1_999_999, 5_678_901, 2_500, 3
 
 
 def record(has: int, number: int = 7) -> bytes:
-    return struct.pack("=5Q4I", number, USAGE, THROTTLED, BURST, PAGES, 10, 4, 2, has)
+    return struct.pack("=6Q4I", number, 5, USAGE, THROTTLED, BURST, PAGES, 10, 4, 2, has)
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,5 @@ def test_records_are_split_by_cgroup() -> None:
     first, second = record(7, 11), record(0, 1 << 63)
     assert list(split(first + second)) == [(11, (first,)), (1 << 63, (second,))]
     assert list(split(b"")) == []
+    assert (id_of(second), parent_of(second)) == (1 << 63, 5)
     assert len(first) == SIZE

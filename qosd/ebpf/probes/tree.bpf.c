@@ -72,6 +72,7 @@ extern void css_rstat_flush(struct cgroup_subsys_state *css) __ksym __weak;
 
 struct record {
 	__u64 id;
+	__u64 parent;
 	__u64 usage_nsec; /* with the subtree's, as cpu.stat */
 	__u64 throttled_nsec;
 	__u64 burst_nsec;
@@ -173,6 +174,7 @@ int tree_walk(struct bpf_iter__cgroup *ctx)
 	__builtin_memset(record, 0, sizeof(*record));
 	/* Followed directly where the verifier knows the type: a probe read is a call. */
 	record->id = cgroup->kn->id;
+	record->parent = cgroup->self.parent ? cgroup->self.parent->cgroup->kn->id : 0;
 	record->usage_nsec = ((struct cgroup___used *)cgroup)->bstat.cputime.sum_exec_runtime;
 	record->has = read_bandwidth(cgroup, record) | read_memory(cgroup, record);
 	return 0;
