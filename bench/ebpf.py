@@ -284,7 +284,8 @@ def bench_tree(library: Library, size: int, rounds: int) -> None:
         for path in paths:
             path.mkdir()
         with contextlib.ExitStack() as opened:
-            opened.callback(lambda: [path.rmdir() for path in paths])
+            for path in paths:
+                opened.callback(path.rmdir)
             fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
             opened.callback(os.close, fd)
             tree = Tree.open(library, size + 1)
