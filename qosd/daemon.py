@@ -104,7 +104,7 @@ class Daemon:
             self._tick()
             notify("READY=1")
             self._serve_metrics()
-            if self._paths.cgroup_root is None:  # the kernel knows no id of a tree of mere files
+            if self._on_cgroups():
                 self._open_probes()
                 self._lock_pages()
             self._loop(epoll, wakeup, server)
@@ -174,6 +174,10 @@ class Daemon:
             self._give_up()
         else:
             self._log()
+
+    def _on_cgroups(self) -> bool:
+        """Not on a tree of mere files, whose ids the kernel does not know."""
+        return self._paths.cgroup_root is None
 
     def _open_probes(self) -> None:
         """After READY, since it takes a moment."""

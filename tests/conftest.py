@@ -37,6 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     items.sort(key=_level)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """xdist goes by a suffix of the tests' ids: without it each worker would boot every guest."""
+    lost = [name for name in ids if "/vm/" in name and "@" not in name]
+    if lost:
+        raise pytest.UsageError(f"pytest-xdist knows no groups of {len(lost)} tests, as of {lost[0]}")
+
+
 def _level(item: pytest.Item) -> int:
     if item.get_closest_marker("vm"):
         return 3

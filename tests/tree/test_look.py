@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from reflexkit import BUSY, MAX
 from treekit import GROUP_FILES, Box, cgroup_id, make_tree, text_of
 
 from qosd.config import decode
 from qosd.model import Breach
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path, decode(MAX))
-    box.settle(**BUSY)
-    yield box
-    box.close()
 
 
 def breach(box: Box) -> Breach:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,6 @@ from treekit import BOOT, GROUP_FILES, Box, Crash, cgroup_id, make_tree, rewrite
 from qosd.config import decode
 from qosd.journal import restore_from
 from qosd.model import Breach
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path, decode(MAX))
-    box.settle(**BUSY)
-    yield box
-    box.close()
 
 
 def test_a_breach_cuts_be_before_the_next_tick(box: Box) -> None:

@@ -13,7 +13,6 @@ from memkit import BE, BE2, LS, MIB, PAGES, Group, Host, changed, view
 
 from qosd.config import Config
 from qosd.ctl.memory import sentences
-from qosd.memory.trouble import trouble
 from qosd.memsample import Reclaimed
 from qosd.model import CgroupId, Tier
 from qosd.schema.memory import WithoutSwappiness
@@ -394,27 +393,3 @@ def test_nothing_is_asked_beyond_the_watermark_the_clean_cache_and_the_rate(
             assert reclaim.bytes <= cache - host.be.dirty * MIB + 1
             assert reclaim.bytes <= 128 * MIB
         host.answer(decision, share=share)
-
-
-def test_trouble_is_both_too_little_memory_and_ls_waiting_for_it() -> None:
-    host = Host(Config())
-    host.tick()
-    host.available = 20
-    assert host.tick().view.trouble.both is False
-    host.ls.memory_full += 500_000
-    assert host.tick().view.trouble.both is True
-    host.available = 500
-    host.ls.memory_full += 500_000
-    assert host.tick().view.trouble.both is False
-
-
-def test_pressure_of_be_is_no_trouble_and_neither_is_what_is_not_known() -> None:
-    """A memory.high of ours makes BE wait: that must never count against anybody."""
-    host = Host(Config())
-    host.tick()
-    host.available = 20
-    host.be.memory_full += 900_000
-    assert host.tick().view.trouble.ls_stalled is False
-    alone = trouble(Config(), None, msgspec.structs.replace(host.snapshot(), workloads=()))
-    assert alone.ls_stalled is None
-    assert alone.both is False

@@ -160,6 +160,7 @@ def test_a_burst_above_the_new_limit_is_taken_first_and_given_back_last(idle: Gu
     assert guest.values() == before
 
 
+@NEWER
 def test_sigkill_at_any_point_of_a_write_is_undone(idle: Guest, kernel: str) -> None:
     """The N-th effect of the daemon is its last, for each N from the first to past the first writes.
 
