@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 
-from qosd.ebpf.errors import BpfError
-from qosd.ebpf.libbpf import Library
-from qosd.ebpf.loader import Object, read_object
+from qosd.ebpf.errors import BpfError, HookMissingError
+from qosd.ebpf.libbpf import BTF_KIND_FUNC, Library
+from qosd.ebpf.loader import Object, kernel_has, read_object
 from qosd.ebpf.treerecords import SIZE
 
 NAME = "tree"
 
-_HEAD = struct.Struct("=2Q")
+_OBJECTS = {"css_rstat_flush": "tree", "cgroup_rstat_flush": "treecgroup"}
+"""By the kfunc that flushes: the first one since 6.15, the other one before."""
+_NONE = (0).to_bytes(8, "little")
 _FIRST = (0).to_bytes(4, "little")
 
 
@@ -22,13 +23,17 @@ class Tree:
     def __init__(self, loaded: Object, max_cgroups: int) -> None:
         self._object = loaded
         self._max = max_cgroups
-        self._head = loaded.map(".data.tree")
+        self._count = loaded.map(".data.tree")
         self._records = loaded.map("tree_records").mapped()
 
     @classmethod
     def open(cls, library: Library, max_cgroups: int = 16384) -> Tree:
         """Needs the cgroup iterator and a kfunc that flushes (6.1). `max_cgroups` is for one subtree."""
-        opened = Object(library, NAME, read_object(NAME))
+        known = kernel_has(library, _OBJECTS, BTF_KIND_FUNC)
+        name = next((_OBJECTS[kfunc] for kfunc in _OBJECTS if kfunc in known), None)
+        if name is None:
+            raise HookMissingError(NAME, tuple(_OBJECTS))
+        opened = Object(library, NAME, read_object(name))
         with contextlib.ExitStack() as undo:
             undo.callback(opened.close)
             opened.resize("tree_records", max_cgroups)
@@ -49,11 +54,9 @@ class Tree:
 
         Raises a BpfError if there are more than `max_cgroups`: a part of them would be worse than none.
         """
-        self._head.update(_FIRST, bytes(_HEAD.size))
+        self._count.update(_FIRST, _NONE)
         self._object.run_iterator(subtree)
-        count, flushed = _HEAD.unpack(self._head.lookup(_FIRST) or bytes(_HEAD.size))
-        if count and not flushed:
-            raise BpfError(f"{NAME}: this kernel has no kfunc to flush the counters: they would be stale")
+        count = int.from_bytes(self._count.lookup(_FIRST) or _NONE, "little")
         if count > self._max:
             raise BpfError(f"{NAME}: {count} cgroups, room for {self._max}")
         return self._records[: count * SIZE]
