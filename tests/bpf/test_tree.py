@@ -12,8 +12,9 @@ import pytest
 
 from qosd.cgroupfs import parse_cpu_stat
 from qosd.config import Config, Mode, Sense, WorkloadRule
-from qosd.ebpf.errors import BpfError
-from qosd.ebpf.libbpf import Library
+from qosd.ebpf.errors import BpfError, HookMissingError
+from qosd.ebpf.libbpf import BTF_KIND_FUNC, Library
+from qosd.ebpf.loader import kernel_has
 from qosd.ebpf.tree import Tree
 from qosd.ebpf.treerecords import decode, split
 from qosd.engine import Engine
@@ -78,20 +79,18 @@ def test_a_tree_without_room_is_an_error_not_a_part_of_it(library: Library, cgro
         walk()
 
 
+def test_a_kernel_without_a_kfunc_to_flush_is_told(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qosd.ebpf.tree.kernel_has", lambda *_: frozenset())
+    with pytest.raises(HookMissingError, match="no css_rstat_flush, cgroup_rstat_flush"):
+        Tree.open(library, 10)
+
+
 def test_the_engine_walks_a_large_workload_and_names_who_comes(cgroup: Any, tmp_path: Path) -> None:
     """The daemon's own way on a real kernel: usage by path, births and deaths at once."""
     top, busy = cgroup("be"), cgroup("be/busy")
     others = [cgroup(f"be/{number}") for number in range(30)]
     assert busy.run("sum(range(3_000_000))").wait(timeout=60) == 0
-    config = Config(
-        mode=Mode.OBSERVE,
-        workload=(WorkloadRule(name="be", tier=Tier.BE, match=("be",)),),
-        sense=Sense(walk_from=20),
-    )
-    sys = Sys()
-    root_fd = os.open(top.path.parent, DIRECTORY)
-    journal = Journal(sys, str(tmp_path), "boot")
-    engine = Engine(sys, root_fd, config, journal, None, HostFiles(sys, "/proc", "/sys"))
+    engine, close = engine_of(top, tmp_path)
     try:
         engine.probes.walks.allow()
         for _ in range(2):
@@ -108,8 +107,50 @@ def test_the_engine_walks_a_large_workload_and_names_who_comes(cgroup: Any, tmp_
         assert len(below(engine)) == 31
         assert below(engine)["be/0"].id == os.stat(others[0].path).st_ino != others[0].id
     finally:
+        close()
+
+
+def test_where_the_kernel_refuses_the_object_the_files_tell(
+    cgroup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object of another kernel: it calls what is not there, or cannot be called like that."""
+    top = cgroup("be")
+    for number in range(30):
+        cgroup(f"be/{number}")
+    real = kernel_has(Library(), ("css_rstat_flush", "cgroup_rstat_flush"), BTF_KIND_FUNC)
+    other = {"css_rstat_flush", "cgroup_rstat_flush"} - real
+    monkeypatch.setattr("qosd.ebpf.tree.kernel_has", lambda *_: other)
+    engine, close = engine_of(top, tmp_path)
+    try:
+        engine.probes.walks.allow()
+        for _ in range(3):
+            engine.tick()
+        status = engine.probes.walks.status()
+        assert (status.state, engine.probes.walks.failures) == ("absent", 1)
+        assert "the kernel refused" in str(status.why)
+        assert len(below(engine)) == 30
+        assert all(each.cpu.user_usec is not None for each in below(engine).values())
+    finally:
+        close()
+
+
+def engine_of(be: Any, run: Path) -> tuple[Engine, Callable[[], None]]:
+    """The real engine over a cgroup as BE, and what closes it."""
+    config = Config(
+        mode=Mode.OBSERVE,
+        workload=(WorkloadRule(name="be", tier=Tier.BE, match=("be",)),),
+        sense=Sense(walk_from=20),
+    )
+    sys = Sys()
+    root_fd = os.open(be.path.parent, DIRECTORY)
+    journal = Journal(sys, str(run), "boot")
+    engine = Engine(sys, root_fd, config, journal, None, HostFiles(sys, "/proc", "/sys"))
+
+    def close() -> None:
         engine.close()
         os.close(root_fd)
+
+    return engine, close
 
 
 def below(engine: Engine) -> dict[str, Any]:
