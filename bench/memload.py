@@ -82,7 +82,7 @@ def stream(path: str, report: str) -> None:
         passes += 1
 
 
-def job(how: str, work: str, cold: str, report: str) -> None:
+def job(how: str, work: str, cold: str, report: str, pause: str = "0.2") -> None:
     """A batch job that read a lot once, and works on a little."""
     once = _touch(work) if how == "map" else _read(work)
     for _ in range(WARM + 3):
@@ -94,7 +94,7 @@ def job(how: str, work: str, cold: str, report: str) -> None:
         once()
         count += 1
         _tell(report, count)
-        time.sleep(0.2)
+        time.sleep(float(pause))
 
 
 def cold(path: str, report: str) -> None:
@@ -114,6 +114,23 @@ def burst(mib: str, report: str) -> None:
         _tell(report, count)
         time.sleep(0.3)
         mapped.close()
+
+
+def step(mib: str, at_once: str, pause: str, report: str) -> None:
+    """A step of a job that runs on all CPUs: so many processes, each with its part of it, and they end."""
+    count = 0
+    while True:
+        pids = []
+        for _ in range(int(at_once)):
+            if (pid := os.fork()) == 0:
+                bytes(b"x" * (int(mib) // int(at_once) * MIB))
+                os._exit(0)
+            pids.append(pid)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        count += 1
+        _tell(report, count)
+        time.sleep(float(pause))
 
 
 def paced(path: str, report: str, rate: str) -> None:
@@ -141,7 +158,7 @@ def paced(path: str, report: str, rate: str) -> None:
         seconds[second] = seconds.get(second, 0) + 1
 
 
-LOADS = {"hot": hot, "stream": stream, "job": job, "cold": cold, "burst": burst, "paced": paced}
+LOADS = {"hot": hot, "stream": stream, "job": job, "cold": cold, "burst": burst, "step": step, "paced": paced}
 
 
 def main() -> None:

@@ -1,7 +1,4 @@
-"""The scenes of bench/memory.py and what is measured of them: runs inside the guest, standard library only.
-
-memscenes.py SCENE MODE    one round, its figures as JSON
-"""
+"""The scenes of bench/memory.py and what is measured of them: runs inside the guest."""
 
 from __future__ import annotations
 
@@ -121,7 +118,7 @@ def qosd(extra: str = "") -> None:
 
 
 def ram() -> float:
-    return _kib("/proc/meminfo", "MemTotal:") / 1024
+    return kib("/proc/meminfo", "MemTotal:") / 1024
 
 
 def protect(mode: str) -> dict[str, float]:
@@ -141,7 +138,7 @@ def protect(mode: str) -> dict[str, float]:
     _toggle_lull()
     figures |= _beside(files, "lull") | _back("lull", 1)
     return figures | {
-        "LS pages refaulted": _refaults(started, stat(LS)),
+        "LS pages refaulted": refaults(started, stat(LS)),
         "LS pages evicted": stat(LS)["pgsteal"] - started["pgsteal"],
         "memory.events low": _low_events() - events,
         "memory.low MiB": _size("memory.low"),
@@ -155,7 +152,7 @@ def _back(when: str, passes: int) -> dict[str, float]:
     before, done = stat(LS), told("ls")
     _toggle_lull()
     until("LS is back", lambda: told("ls") >= done + passes)
-    return {f"{when}: LS pages refaulted when it came back": _refaults(before, stat(LS))}
+    return {f"{when}: LS pages refaulted when it came back": refaults(before, stat(LS))}
 
 
 def _toggle_lull() -> None:
@@ -176,7 +173,7 @@ def _beside(files: tuple[Path, ...], when: str) -> dict[str, float]:
     }
 
 
-def _refaults(first: dict[str, int], last: dict[str, int]) -> int:
+def refaults(first: dict[str, int], last: dict[str, int]) -> int:
     return last["workingset_refault_file"] - first["workingset_refault_file"]
 
 
@@ -210,7 +207,7 @@ def reclaim(mode: str) -> dict[str, float | None]:
     after = stat(BE)
     memory = json.loads(run("qosctl", "status", "--json"))["memory"]
     be = next(each for each in memory["workloads"] if each["path"] == BE)
-    freed, again = (after["pgsteal"] - before["pgsteal"]) * PAGE, _refaults(before, after) * PAGE
+    freed, again = (after["pgsteal"] - before["pgsteal"]) * PAGE, refaults(before, after) * PAGE
     return {
         "freed, of the cold cache": freed / (250 * MIB),
         "page cache before MiB": held,
@@ -226,13 +223,13 @@ def reclaim(mode: str) -> dict[str, float | None]:
 
 def _pace(seconds: float) -> float:
     """Passes a second, from the end of one to the end of another."""
-    first, begun = _next_pass()
+    first, begun = next_pass()
     time.sleep(seconds)
-    last, ended = _next_pass()
+    last, ended = next_pass()
     return (last - first) / (ended - begun)
 
 
-def _next_pass() -> tuple[float, float]:
+def next_pass() -> tuple[float, float]:
     now = told("be")
     while (then := told("be")) == now:
         time.sleep(0.005)
@@ -263,11 +260,11 @@ def isol(mode: str) -> dict[str, float]:
     start(slice_, "be", "stream", hole("stream", STREAM), RUN / "be")
     start(slice_, "burst", "burst", round(ram() / 3), RUN / "burst")
     time.sleep(3)
-    first, waited, before, read = len(_seconds()), stalled(LS), stat(LS), told("be")
+    first, waited, before, read = len(seconds_done()), stalled(LS), stat(LS), told("be")
     allocated, direct = told("burst"), DirectReclaim()
     time.sleep(15)
     of_ls, of_all = direct.counts(run("systemctl", "show", "-P", "MainPID", "bench-ls").strip())
-    done = list(_seconds().values())[first:-1]
+    done = list(seconds_done().values())[first:-1]
     shares = sorted(min(count / RATE, 1.0) for count in done)
     return {
         "LS throughput of its target, mean": sum(shares) / len(shares),
@@ -276,7 +273,7 @@ def isol(mode: str) -> dict[str, float]:
         "LS waited for memory, s": stalled(LS) - waited,
         "LS had to reclaim itself, times": of_ls,
         "all had to reclaim themselves, times": of_all,
-        "LS pages refaulted": _refaults(before, stat(LS)),
+        "LS pages refaulted": refaults(before, stat(LS)),
         "BE read MiB": told("be") - read,
         "BE bursts": told("burst") - allocated,
         "BE memory.high MiB": _high(slice_),
@@ -301,7 +298,7 @@ class DirectReclaim:
         return sum(int(count) for each, count in found if each == pid), sum(int(count) for _, count in found)
 
 
-def _seconds() -> dict[str, int]:
+def seconds_done() -> dict[str, int]:
     counts: dict[str, int] = json.loads((RUN / "ls").read_text())
     return counts
 
@@ -320,14 +317,14 @@ def edge(mode: str) -> dict[str, float | None]:
     start(LS, "ls", "hot", *files, RUN / "ls", 4, "lull")
     until("LS has read its files", lambda: told("ls") == 1)
     time.sleep(5)
-    size, killed = round(_kib("/proc/meminfo", "MemAvailable:") / 1024 - 50), _kib("/proc/vmstat", "oom_kill")
+    size, killed = round(kib("/proc/meminfo", "MemAvailable:") / 1024 - 50), kib("/proc/vmstat", "oom_kill")
     protected, begun = _size("memory.min"), time.monotonic()
     start(BE, "burst", "burst", size, RUN / "burst")
     until("BE has its memory or was killed", lambda: told("burst") > 0 or not _runs("bench-burst"), 60)
     took = time.monotonic() - begun
     return {
         "BE had its memory after, s": took if told("burst") else None,
-        "killed by the OOM killer": _kib("/proc/vmstat", "oom_kill") - killed,
+        "killed by the OOM killer": kib("/proc/vmstat", "oom_kill") - killed,
         "hot set resident afterwards": min(map(resident, files)),
         "memory.min before MiB": protected,
         "memory.min afterwards MiB": _size("memory.min"),
@@ -338,24 +335,6 @@ def _runs(unit: str) -> bool:
     return subprocess.run(["systemctl", "-q", "is-active", unit], check=False).returncode == 0
 
 
-def _kib(file: str, key: str) -> int:
+def kib(file: str, key: str) -> int:
     lines = (line.split() for line in Path(file).read_text().splitlines())
     return next(int(fields[1]) for fields in lines if fields[0] == key)
-
-
-SCENES: dict[str, Callable[[str], object]] = {
-    "protect": protect,
-    "reclaim": reclaim,
-    "isol": isol,
-    "edge": edge,
-}
-
-
-def main() -> None:
-    name, mode = sys.argv[1:]
-    print(json.dumps(SCENES[name](mode)))
-    clean()
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qosd.lab.image import cache_dir
-from qosd.lab.machine import Machine
+from qosd.lab.machine import Machine, Options
 from qosd.lab.tiers import tiers
 
 HERE = Path(__file__).resolve().parent
@@ -93,7 +93,7 @@ def install(machine: Machine) -> None:
 def play(machine: Machine, mode: str, seconds: float) -> dict[str, Any]:
     """A daemon that cannot run says so with its own words, and has no figures."""
     command = ["python3", "-I", "/mnt/share/oom_guest.py", "round", mode, str(seconds)]
-    done = machine.run(command, timeout=seconds + 240, check=False, input=QOSD.get(mode, "").encode())
+    done = machine.run(command, timeout=4 * seconds + 240, check=False, input=QOSD.get(mode, "").encode())
     if done.returncode:
         return {"mode": mode, "failed": (done.stderr or done.stdout).strip()[-300:]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -107,11 +107,18 @@ def run(rounds: int, modes: list[str], options: argparse.Namespace) -> Iterator[
         share = Path(directory)
         for deb in (debs[-1], *fetch()):
             shutil.copy(deb, share)
-        shutil.copy(HERE / "oom_guest.py", share)
+        for file in ("oom_guest.py", "oom_why.py"):
+            shutil.copy(HERE / file, share)
         (share / "oomd.json").write_text(json.dumps(OOMD_JSON))
-        with Machine.boot(kernel=options.kernel, memory="1G", swap=options.swap, share=share) as machine:
+        hardware: Options = {
+            "memory": "1G",
+            "smp": options.smp,
+            "swap": options.swap,
+            "icount": options.icount,
+        }
+        with Machine.boot(kernel=options.kernel, share=share, **hardware) as machine:
             install(machine)
-            print(f"Linux {machine.run('uname -r').stdout.strip()}, 1 GiB, swap {options.swap}", flush=True)
+            print(f"Linux {machine.run('uname -r').stdout.strip()}, {hardware}", flush=True)
             for number in range(rounds):
                 order = random.Random(options.seed + number)  # noqa: S311 - an order to be had again
                 for mode in order.sample(modes, len(modes)):
@@ -147,6 +154,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=50, help="at most, from the hog's start")
     parser.add_argument("--kernel", default="6.12")
     parser.add_argument("--swap", help="size of a swap disk, as 512M")
+    parser.add_argument("--smp", default="2")
+    parser.add_argument("--icount", help="QEMU's -icount: with shift=2 the host is hardly felt in the guest")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="kept, and what is in there already counts too")
     options = parser.parse_args()

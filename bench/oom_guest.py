@@ -19,6 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # -I leaves it out
+import oom_why  # type: ignore[import-not-found]
+
 CGROUP = Path("/sys/fs/cgroup")
 FILE, LOG = Path("/var/lib/ls.data"), Path("/run/bench-ls.log")
 MIB = 1 << 20
@@ -164,11 +167,16 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
-def latencies(since: float, until_: float) -> list[float]:
+def requests(since: float, until_: float) -> list[tuple[float, float]]:
+    """When each was due, and how late it was answered."""
     raw = LOG.read_bytes()
     (count,) = struct.unpack_from("<Q", raw)
     records = [struct.unpack_from("<dd", raw, 16 + n * 16) for n in range(min(count, RECORDS))]
-    return [took for due, took in records if since <= due < until_]
+    return [(due, took) for due, took in records if since <= due < until_]
+
+
+def latencies(since: float, until_: float) -> list[float]:
+    return [took for _, took in requests(since, until_)]
 
 
 def waiting(now: float) -> float:
@@ -189,13 +197,18 @@ def victims_of_the_kernel(count: int) -> list[str]:
     return said[len(said) - count :]
 
 
-def watch(seconds: float) -> list[dict[str, Any]]:
+def watch(seconds: float, why: oom_why.Why) -> list[dict[str, Any]]:
     """Samples from the hog's first moment until a while after its last."""
-    seen = [sample()]
+
+    def look() -> dict[str, Any]:
+        found = sample()
+        return found | why.sample(found["at"])
+
+    seen = [look()]
     gone = None
     while seen[-1]["at"] - seen[0]["at"] < seconds and (gone is None or seen[-1]["at"] - gone < AFTER):
         time.sleep(SAMPLE)
-        seen.append(sample())
+        seen.append(look())
         if gone is None and len(seen) > 10 and seen[-1]["hog"] != 1:
             gone = seen[-1]["at"]
     return seen
@@ -216,7 +229,7 @@ def measure(mode: str, config: str, seconds: float) -> dict[str, Any]:
     calm = latencies(calm_from, time.monotonic())
     began = time.monotonic()
     start("be.slice", "hog")
-    seen = watch(seconds)
+    seen = watch(seconds, oom_why.Why(pids["ls"]))
     end = time.monotonic()
     event = latencies(began, end)
     hung = waiting(end)
@@ -245,6 +258,9 @@ def measure(mode: str, config: str, seconds: float) -> dict[str, Any]:
         "frozen_s": sum(each["frozen"] == 1 for each in seen) * SAMPLE,
         "ls_killed": not alive["ls"],
         "bystander_killed": not alive["bystander"],
+        "why": oom_why.told(
+            seen, [(due, due + took) for due, took in requests(began, end) if took > LATE * p50]
+        ),
         "kernel_kills": oom_kills() - killed_before,
         "kernel_victims": victims_of_the_kernel(oom_kills() - killed_before),
         "told": sh(
