@@ -142,7 +142,7 @@ def _ping(to: str) -> tuple[float, float]:
     """(p50, p99) of ICMP echo in ms, one every 2.5 ms; the peer's kernel answers, no process takes part."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         sock.connect((to, 0))
-        took = []
+        took: list[float] = []
         deadline = time.monotonic() + _SECONDS
         while (begin := time.monotonic()) < deadline:
             _once(sock, len(took) & 0xFFFF)
