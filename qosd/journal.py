@@ -242,8 +242,8 @@ def _widen(sys: Sys, dir_fd: int, file: str) -> str:
     """The nearest to an empty mask, which cpuset refuses while there are tasks (validate_change()).
 
     All CPUs that could ever be here come to the same as inheriting, also when some are offline now. Where
-    that is not to be had, it is what the parent has at the moment. So it is below a root that lacks online CPUs:
-    a partition has them, and the kernel makes it invalid when a sibling's mask names them.
+    that is not to be had, it is what the parent has at the moment. So it is below a root that lacks CPUs that
+    are online: a partition has them, and the kernel makes it invalid when a sibling's mask names them.
     """
     with contextlib.suppress(OSError):
         possible = _cpus(sys, POSSIBLE_CPUS)
