@@ -19,13 +19,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.waits import be_important
+from qosd.config import Config, Sense
+from qosd.descend import FILES, Descendants
+from qosd.discover import Below, Caps
 from qosd.ebpf.libbpf import Library
 from qosd.ebpf.loader import Object
 from qosd.ebpf.maps import RunTime, run_time_statistics
 from qosd.ebpf.runq import Root, RunqOptions
 from qosd.ebpf.tracing import Tracing, TracingOptions
 from qosd.ebpf.tree import Tree
-from qosd.model import CgroupId
+from qosd.model import CgroupId, CgroupSample
+from qosd.sys import DIRECTORY, Sys
+from qosd.walked import Walked
+from qosd.walks import Walks
 
 HERE = Path(__file__).parent
 CPU = 1
@@ -271,39 +277,61 @@ def bare_writes(freeze: int, count: int) -> list[float]:
 
 
 def bench_tree(library: Library, size: int, rounds: int) -> None:
+    """What the sensor pays for the cgroups below a workload; only the files that this hierarchy has."""
+    sides: dict[str, list[float]] = {}
     with child_cgroup("tree") as (root, _):
         paths = [root / f"c{number}" for number in range(size)]
         for path in paths:
             path.mkdir()
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        tree = Tree.open(library, fd, size + 1)
-        try:
-            walk = [per_cgroup(tree.read, size) for _ in range(rounds)]
-            usage = [per_cgroup(tree.usage, size) for _ in range(rounds)]
-            bare = [per_cgroup(tree._walk, size) for _ in range(rounds)]  # noqa: SLF001 - the kernel's part
-            kept = read_kept(paths, size, rounds)
-            files = [per_cgroup(lambda: read_files(paths), size) for _ in range(max(1, rounds // 3))]
-        finally:
-            tree.close()
-            os.close(fd)
+        with contextlib.ExitStack() as opened:
             for path in paths:
-                path.rmdir()
-    print(f"  {size:6} cgroups   walk, decoded {spread(walk, 2)}")
-    print(f"         walk, usage alone {spread(usage, 2)}, undecoded {spread(bare, 2)}")
-    print(f"         cpu.stat: kept fd {spread(kept, 2)}, open, read, close {spread(files, 2)}")
+                opened.callback(path.rmdir)
+            fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, fd)
+            tree = Tree.open(library, size + 1)
+            opened.callback(tree.close)
+            subtree = tree.attach(fd)
+            walked = descendants(opened, root, fd, size, walk_from=1)
+            kept = descendants(opened, root, fd, size, walk_from=size + 1)
+            assert {each.id for each in walked.sample({})[0]} == {each.id for each in kept.sample({})[0]}
+            below = [Below(each.path, each.id) for each in kept.sample({})[0]]
+            work: dict[str, Callable[[], object]] = {
+                "walk, undecoded": lambda: tree.walk(subtree),
+                "walk, nothing has moved": lambda: walked.sample({}),
+                "walk, everything has moved": lambda: fresh(below, tree.walk(subtree)),
+                "kept fds, nothing has moved": lambda: kept.sample({}),
+                "cpu.stat alone: open, read, close": lambda: read_files(paths),
+            }
+            for _ in range(rounds):
+                for name, action in work.items():
+                    sides.setdefault(name, []).append(per_cgroup(action, size))
+    print(f"  {size} cgroups")
+    for name, values in sides.items():
+        print(f"    {name:36}{spread(values, 2):>20}")
+
+
+def descendants(opened: contextlib.ExitStack, root: Path, fd: int, size: int, walk_from: int) -> Descendants:
+    """As the sensor has them, after their first look into the directories."""
+    sense = Sense(max_cgroups=size, walk_from=walk_from)
+    walks = Walks(Config(sense=sense), [])
+    opened.callback(walks.close)
+    walks.allow()
+    found = Descendants(Sys(), os.open(root.parent, DIRECTORY), sense)
+    opened.callback(found.close)
+    found.walks = walks
+    found.rescan(fd, root.name, FILES * (size + 1))
+    return found
+
+
+def fresh(below: list[Below], raw: bytes) -> list[CgroupSample]:
+    """By one that has seen nothing yet, so that it decodes everything."""
+    return Walked(0, "", below, lambda _: []).sample(raw, Caps(len(below), 1))
 
 
 def per_cgroup(work: Callable[[], object], size: int) -> float:
     start = time.perf_counter()
     work()
     return (time.perf_counter() - start) * 1e6 / size
-
-
-def read_kept(paths: list[Path], size: int, rounds: int) -> list[float]:
-    """As the daemon reads: one pread of a file that stays open."""
-    with contextlib.ExitStack() as opened:
-        fds = [opened.enter_context((path / "cpu.stat").open("rb")).fileno() for path in paths]
-        return [per_cgroup(lambda: [os.pread(fd, 4096, 0) for fd in fds], size) for _ in range(rounds)]
 
 
 def read_files(paths: list[Path]) -> None:
@@ -326,8 +354,8 @@ def main() -> None:
         bench_switch(library, Path(work), arguments.rounds, arguments.switches)
     bench_start(arguments.rounds)
     bench_event(library, arguments.events)
-    print("µs per cgroup, decoded")
-    for size in (1000, 10_000):
+    print("µs per cgroup")
+    for size in (10, 100, 1000, 10_000):
         bench_tree(library, size, arguments.rounds)
 
 

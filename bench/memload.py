@@ -64,7 +64,8 @@ def hot(read: str, mapped: str, report: str, pause: str, first: str = "") -> Non
             for once in passes:
                 once()
             count += 1
-            awake[0] = awake[0] and not (count == 1 and first == "lull")
+            if count == 1 and first == "lull":
+                awake[0] = False
             _tell(report, count)
         time.sleep(float(pause) if count >= WARM else 0.1)
 

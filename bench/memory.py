@@ -141,8 +141,9 @@ def kernel(name: str, deb: Path, parts: list[str], rounds: int) -> tuple[dict[st
     begun = time.monotonic()
     results: dict[str, Rows] = {}
     failures: list[str] = []
-    for hardware in ({"smp": "1"}, *ICOUNT.values()):
-        those = [part for part in parts if ICOUNT.get(part, {"smp": "1"}) == hardware]
+    plain: Options = {"smp": "1"}
+    for hardware in (plain, *ICOUNT.values()):
+        those = [part for part in parts if ICOUNT.get(part, plain) == hardware]
         if those:
             found, failed = boot(name, deb, (hardware, those), rounds)
             results |= found
@@ -161,7 +162,8 @@ def boot(
     results: dict[str, Rows] = {}
     failures: list[str] = []
     hardware, parts = what
-    with Machine.boot(**{"kernel": name, "memory": RAM, "share": deb.parent, **hardware}) as machine:
+    options: Options = {"kernel": name, "memory": RAM, **hardware}
+    with Machine.boot(share=deb.parent, **options) as machine:
         machine.run(
             f"apt-get install -q -y --no-install-recommends /mnt/share/{deb.name}; systemctl stop qosd",
             timeout=400,

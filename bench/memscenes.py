@@ -64,10 +64,10 @@ def run(*command: str) -> str:
     return subprocess.run(command, check=True, text=True, capture_output=True).stdout
 
 
-def start(slice_: str, name: str, *load: str | Path) -> None:
+def start(slice_: str, name: str, *load: str | float | Path) -> None:
     run(
         *("systemd-run", "-q", "--collect", f"--unit=bench-{name}", f"--slice={slice_}"),
-        *("-p", "MemoryAccounting=yes", sys.executable, LOADS, *map(str, load)),
+        *("-p", "MemoryAccounting=yes", sys.executable, str(LOADS), *map(str, load)),
     )
 
 

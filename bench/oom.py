@@ -111,12 +111,13 @@ def run(rounds: int, modes: list[str], options: argparse.Namespace) -> Iterator[
             shutil.copy(HERE / file, share)
         (share / "oomd.json").write_text(json.dumps(OOMD_JSON))
         hardware: Options = {
+            "kernel": options.kernel,
             "memory": "1G",
             "smp": options.smp,
             "swap": options.swap,
             "icount": options.icount,
         }
-        with Machine.boot(kernel=options.kernel, share=share, **hardware) as machine:
+        with Machine.boot(share=share, **hardware) as machine:
             install(machine)
             print(f"Linux {machine.run('uname -r').stdout.strip()}, {hardware}", flush=True)
             for number in range(rounds):

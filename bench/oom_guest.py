@@ -201,8 +201,8 @@ def watch(seconds: float, why: oom_why.Why) -> list[dict[str, Any]]:
     """Samples from the hog's first moment until a while after its last."""
 
     def look() -> dict[str, Any]:
-        found = sample()
-        return found | why.sample(found["at"])
+        found: dict[str, Any] = sample()
+        return {**found, **why.sample(found["at"])}
 
     seen = [look()]
     gone = None

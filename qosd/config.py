@@ -71,6 +71,7 @@ class Sense(Section, frozen=True):
     max_cgroups: Annotated[int, Meta(ge=1)] = 20_000
     max_depth: Annotated[int, Meta(ge=1, le=500)] = 64
     cold_ticks: Annotated[int, Meta(ge=1)] = 10
+    walk_from: Annotated[int, Meta(ge=1, le=1_000_000)] = 250
 
 
 class Metrics(Section, frozen=True):

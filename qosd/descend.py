@@ -1,4 +1,4 @@
-"""The cgroups below the workloads: the hot ones by kept fds every tick, the cold ones in turns.
+"""The cgroups below the workloads: a large one's by a walk, else the hot by kept fds, the cold in turns.
 
 A workload's own files already sum up everything below it, so these samples only name who, never how much.
 A kept fd that was once read costs the kernel about 6 kB, hence a budget (10 000 cgroups would take 230 MB).
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from qosd import cgroupfs
 from qosd.config import Sense
-from qosd.discover import Below, Caps, is_within, walk
+from qosd.discover import Below, Caps, is_within, right_below, walk
 from qosd.errors import CgroupGone, Malformed
 from qosd.model import CgroupId, CgroupSample
 from qosd.sys import DIRECTORY, Sys
+from qosd.walked import Walked
+from qosd.walks import Walks
 from qosd.watch import BelowFiles, close_cgroup, keep_below, read_kept, read_once
 
 FILES = len(BelowFiles._fields)
@@ -51,18 +53,22 @@ class Descendants:
         self._hot: dict[CgroupId, Hot] = {}
         self._cold: list[Below] = []
         self._turn = 0
+        self._walked: dict[str, Walked] = {}
+        """By the workload's path."""
+        self._sizes: dict[str, int] = {}
+        """By the same, walked or not: how many cgroups were last found below."""
+        self.walks: Walks | None = None
         self.cut: dict[str, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._hot) + len(self._cold)
-
     def rescan(self, dir_fd: int, path: str, fd_budget: int) -> None:
-        """Walk one workload again: keep what is still there, open what is new while the budget lasts."""
-        known = len(self)
-        tree = walk(
-            self._sys, dir_fd, path, Caps(max(self._sense.max_cgroups - known, 0), self._sense.max_depth)
-        )
+        """Look into one workload again: keep what is still there, open what is new while the budget lasts."""
+        if path in self._walked:
+            return  # a walk sees itself who comes and goes
+        tree = walk(self._sys, dir_fd, path, self._caps(path))
+        self._sizes[path] = len(tree.below)
         self._note_cut(path, tree.cut)
+        if self._walk(dir_fd, path, tree.below):
+            return
         present = {below.id: below for below in tree.below}
         for hot in [hot for hot in self._hot.values() if is_within(hot.below.path, path)]:
             if hot.below.id not in present:
@@ -75,12 +81,12 @@ class Descendants:
     def forget(self, path: str) -> None:
         """A workload is gone, and all below it."""
         self.cut.pop(path, None)
-        for hot in [hot for hot in self._hot.values() if is_within(hot.below.path, path)]:
-            self._drop(hot)
-        self._cold = [below for below in self._cold if not is_within(below.path, path)]
+        self._sizes.pop(path, None)
+        self._stop_walking(path)
+        self._close_files(path)
 
     def sample(self, unknown: dict[str, str]) -> tuple[tuple[CgroupSample, ...], bool]:
-        """Samples of this tick, and whether some cgroup was found gone (so that a rescan is due)."""
+        """Samples of this tick, and whether a rescan is due: some cgroup went, or walks begin or end."""
         samples: list[CgroupSample] = []
         gone: list[Hot] = []
         for hot in self._hot.values():
@@ -91,12 +97,61 @@ class Descendants:
         for hot in gone:
             self._drop(hot)
         samples += self._sample_cold()
-        return tuple(samples), bool(gone)
+        due = self._sample_walked(samples)
+        return tuple(samples), bool(gone) or due
 
     def close(self) -> None:
+        for path in list(self._walked):
+            self._stop_walking(path)
         for hot in list(self._hot.values()):
             self._drop(hot)
         self._cold = []
+
+    def _caps(self, path: str) -> Caps:
+        """What a workload may have below it: the others have theirs already."""
+        elsewhere = sum(size for other, size in self._sizes.items() if other != path)
+        return Caps(max(self._sense.max_cgroups - elsewhere, 0), self._sense.max_depth)
+
+    def _walk(self, dir_fd: int, path: str, below: list[Below]) -> bool:
+        """Whether this workload is walked from now on, also when it gets smaller: it is cheap then too."""
+        if self.walks is None or not self.walks.worth(len(below)):
+            return False
+        subtree = self.walks.attach(dir_fd)
+        if subtree is None:
+            return False
+        self._walked[path] = Walked(
+            subtree, path, below, lambda above: right_below(self._sys, self._root_fd, above)
+        )
+        self._close_files(path)
+        return True
+
+    def _sample_walked(self, samples: list[CgroupSample]) -> bool:
+        """Whether the directories must be looked into, as walks can begin or have ended."""
+        walks = self.walks
+        if walks is None:
+            return False
+        due = any(walks.worth(size) for path, size in self._sizes.items() if path not in self._walked)
+        for path, walked in list(self._walked.items()):
+            raw = walks.read(walked.subtree)
+            if raw is None:
+                del self._walked[path]
+                due = True
+                continue
+            below = walked.sample(raw, self._caps(path))
+            self._sizes[path] = len(below)
+            self._note_cut(path, walked.cut)
+            samples += below
+        return due
+
+    def _stop_walking(self, path: str) -> None:
+        walked = self._walked.pop(path, None)
+        if walked is not None and self.walks is not None:
+            self.walks.detach(walked.subtree)
+
+    def _close_files(self, path: str) -> None:
+        for hot in [hot for hot in self._hot.values() if is_within(hot.below.path, path)]:
+            self._drop(hot)
+        self._cold = [below for below in self._cold if not is_within(below.path, path)]
 
     def _sample_cold(self) -> list[CgroupSample]:
         if not self._cold:

@@ -162,6 +162,18 @@ def walk(sys: Sys, dir_fd: int, path: str, caps: Caps) -> Tree:
     return Tree(below, _walk(sys, dir_fd, path, caps, below))
 
 
+def right_below(sys: Sys, root_fd: int, path: str) -> list[Below]:
+    """The children of one cgroup; none where it is gone."""
+    try:
+        fd = open_cgroup(sys, root_fd, path)
+    except OSError:
+        return []
+    try:
+        return [Below(f"{path}/{name}", CgroupId(inode)) for name, inode in _children(sys, fd)]
+    finally:
+        sys.close(fd)
+
+
 def _walk(sys: Sys, dir_fd: int, path: str, caps: Caps, below: list[Below]) -> str | None:
     children = _children(sys, dir_fd)
     if children and caps.depth == 0:

@@ -268,4 +268,5 @@ def _uplink(uplink: UplinkStatus, wanted: Shape | None, limits: Limits, now: Sna
         uplink.error,
         None if uplink.read_usec is None else (now.monotonic_usec - uplink.read_usec) // 1000,
         None if total is None or ls is None else max(total - ls, 0.0),
+        uplink.formerly,
     )

@@ -79,13 +79,13 @@ class Engine:
         self._protected = (*NEVER_TOUCHED, *([own_cgroup] if own_cgroup else []))
         self._blocking = BlockingWriter(sys)
         self.reclaimer = Reclaimer(sys, root_fd, config.memory.reclaim, PAGE_BYTES)
+        self.probes = Probes(config, pmu=Pmu(sys, root_fd))
         self._sensor = self._new_sensor(config)
         look = Look(sys, root_fd, lambda key: self._sensor.root(key))  # noqa: PLW0108 - a reload brings another
         self._actuator = Actuator(sys, root_fd, journal, self._protected, self._blocking, look)
         self.egress = Egress(sys, root_fd, config)
         self.reflex = Reflex(look)
         self.answering = Answering(sys, root_fd, journal.directory, self._protected)
-        self.probes = Probes(config, pmu=Pmu(sys, root_fd))
         self.feeds = Feeds(sys, config.signal)
         self.policies = Policies()
         self.disks = Disks(sys, host.proc, host.sysfs)
@@ -113,7 +113,9 @@ class Engine:
         self.journal_error: str | None = None
 
     def _new_sensor(self, config: Config) -> Sensor:
-        return Sensor(self._sys, self._root_fd, config, governors.WATCHED, self._protected, self._host)
+        sensor = Sensor(self._sys, self._root_fd, config, governors.WATCHED, self._protected, self._host)
+        sensor.descendants.walks = self.probes.walks
+        return sensor
 
     def reconfigure(self, config: Config) -> None:
         """Swap the configuration between two ticks; the next diff restores what only the old one wanted."""
@@ -339,6 +341,7 @@ class Engine:
         self.reclaimer.close()
         self._blocking.close()
         self._sensor.close()
+        self.probes.walks.close()
         self._host.close()
 
     def hear(self, command: str, request: dict[str, Any], uid: int) -> dict[str, Any]:

@@ -28,8 +28,9 @@ class CpuStat(msgspec.Struct, frozen=True, gc=False):
     """cpu.stat. The bandwidth fields exist only where the cpu controller is on; nr_bursts came in 5.14."""
 
     usage_usec: int
-    user_usec: int
-    system_usec: int
+    user_usec: int | None = None
+    """Always in the file; the kernel works these two out as it prints them, so a walk by BPF has neither."""
+    system_usec: int | None = None
     nr_periods: int | None = None
     nr_throttled: int | None = None
     throttled_usec: int | None = None

@@ -16,6 +16,7 @@ from qosd.ebpf.samples import Counts
 from qosd.ebpf.status import ProbeStatus, ProbesView, latencies, rates, retransmits
 from qosd.model import Breach, CgroupId, Probed, Snapshot, Tier
 from qosd.schema.ebpf import AUTO, Ebpf, Probe
+from qosd.walks import Walks
 
 if TYPE_CHECKING:
     from qosd.ebpf.session import Pending, Session, Wait
@@ -45,6 +46,7 @@ class Probes:
         self.breaches: dict[str, int] = {}
         self.news: list[str] = []
         """What happened to the probes since it was last emptied, for the log."""
+        self.walks = Walks(config, self.news)
 
     def fileno(self) -> int | None:
         """Readable when a wait above its threshold was sent."""
@@ -53,6 +55,7 @@ class Probes:
     def open(self) -> None:
         """Attach what the configuration asks for and the host can run."""
         self._allowed = True
+        self.walks.allow()
         if self._config.probes == "off":
             self._why = 'ebpf.probes is "off"'
             return
@@ -103,6 +106,7 @@ class Probes:
 
     def reconfigure(self, config: Config) -> None:
         changed, self._config = config.ebpf != self._config, config.ebpf
+        self.walks.reconfigure(config)
         if self._allowed and changed:
             self.close()
             self.open()
@@ -171,7 +175,7 @@ class Probes:
         return ProbesView(
             session.loader if session is not None else None,
             self._why,
-            tuple(self._status(probe) for probe in ALL),
+            (*(self._status(probe) for probe in ALL), self.walks.status()),
             latencies(now, readings),
             dict(self.breaches),
             runq.lost_events if runq is not None else 0,
@@ -181,6 +185,7 @@ class Probes:
             retransmits(now, last.tcp) if last is not None else (),
             (session.reason or None) if session is not None else None,
             rates(now),
+            self.walks.failures,
         )
 
     def close(self) -> None:

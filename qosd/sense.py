@@ -242,7 +242,7 @@ class Sensor:
         self._roots: dict[int, Root] = {}
         self._found: list[discover.Match] = []
         self._matches: list[discover.Match] = []
-        self._descendants = Descendants(sys, root_fd, config.sense)
+        self.descendants = Descendants(sys, root_fd, config.sense)
         self._rescan_due = True
         self.refused: dict[str, str] = {}
         """Cgroups that a rule matches and qosd does not take, with the reason."""
@@ -263,8 +263,8 @@ class Sensor:
         )
         if tick % _RESCAN_TICKS == 0 or self._rescan_due:
             self._rescan()
-        descendants, self._rescan_due = self._descendants.sample(unknown)
-        unknown.update(self._descendants.cut)
+        descendants, self._rescan_due = self.descendants.sample(unknown)
+        unknown.update(self.descendants.cut)
         return Snapshot(
             tick,
             monotonic_usec,
@@ -314,7 +314,7 @@ class Sensor:
         return self._roots.get(cgroup_id)
 
     def close(self) -> None:
-        self._descendants.close()
+        self.descendants.close()
         for root in self._roots.values():
             root.close(self._sys)
         self._roots = {}
@@ -347,7 +347,7 @@ class Sensor:
     def _drop(self, cgroup_id: int, root: Root) -> None:
         root.close(self._sys)
         del self._roots[cgroup_id]
-        self._descendants.forget(root.match.path)
+        self.descendants.forget(root.match.path)
 
     def _sample(self, root: Root, now_usec: int, unknown: dict[str, str]) -> Workload | None:
         match = root.match
@@ -385,7 +385,7 @@ class Sensor:
         budget = self._config.sense.fd_budget - sum(root.fds() for root in self._roots.values())
         for root in self._roots.values():
             root.look_again(self._sys)
-            self._descendants.rescan(root.dir_fd, root.match.path, budget)
+            self.descendants.rescan(root.dir_fd, root.match.path, budget)
 
     def _systemd_stamp(self) -> int | None:
         """When systemd last reloaded: it empties and refills /run/systemd/generator* each time."""

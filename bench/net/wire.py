@@ -37,14 +37,17 @@ class Wire(NamedTuple):
     nics: tuple[str, str] | None = None
     reach_bps: int | None = None
     """What it carries with nobody shaping; None where that is far beyond all that is asked of it."""
+    busy: bool = False
+    """The CPU is never to be idle: the clock goes by its instructions, and else by the host's."""
 
     @contextlib.contextmanager
     def laid(self) -> Iterator[tuple[Lab, Path, SkbPrio]]:
-        """A lab with a classified BE cgroup; everything is removed at the end."""
+        """A lab with a classified BE cgroup, idle as the shipped be.slice is; all is removed at the end."""
         lab = Lab(nic=self.nics[0] if self.nics is not None else None)
         skbprio = SkbPrio.open(Library())
         try:
             be = lab.cgroup("be")
+            _make_idle(be.parent)
             fd = os.open(be, os.O_RDONLY | os.O_DIRECTORY)
             skbprio.attach(CgroupId(be.stat().st_ino), fd, ClassId(BE_CLASS >> 16, BE_CLASS & 0xFFFF))
             os.close(fd)
@@ -64,6 +67,12 @@ class Wire(NamedTuple):
             return can
         most = int(0.7 * self.reach_bps) // (5 * MBIT) * (5 * MBIT)
         return (*can, most) if most > max(can, default=0) else can
+
+
+def _make_idle(cgroup: Path) -> None:
+    """With cpu.idle and not a policy of its tasks: groups are weighed against groups, whatever is in them."""
+    if (cgroup / "cpu.idle").exists():  # not where the cpu controller is in another hierarchy
+        (cgroup / "cpu.idle").write_text("1", encoding="ascii")
 
 
 def shape(ifindex: int, speed: int, ceil: int) -> Shape:

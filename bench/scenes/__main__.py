@@ -59,7 +59,8 @@ def run(events: tuple[Event, ...], deb: Path, stem: Path, kernel: str, minutes: 
 
 
 def _in_guest(share: Path, kernel: str, minutes: float) -> None:
-    with Machine.boot(kernel=kernel, share=share, **HARDWARE) as machine:
+    hardware: Options = {**HARDWARE, "kernel": kernel}
+    with Machine.boot(share=share, **hardware) as machine:
         install = "apt-get install -q -y --no-install-recommends /mnt/share/qosd.deb"
         machine.run(f"DEBIAN_FRONTEND=noninteractive {install}", timeout=300)
         machine.run(["tee", "/etc/qosd/qosd.toml"], input=(HERE / "qosd.toml").read_bytes())

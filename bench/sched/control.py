@@ -145,6 +145,9 @@ def _set(group: Group, file: str, text: str) -> None:
             group.set_burst(int(text))
         case "cpuset.cpus":
             group.set_cpus(text)
+        case _:
+            message = f"no group of the benchmark has {file}"
+            raise ValueError(message)
 
 
 def configured(options: dict[str, str]) -> Config:

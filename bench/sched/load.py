@@ -72,7 +72,7 @@ class Hogs:
 
     def work_usec(self) -> int:
         """CPU time that this much work takes on an undisturbed CPU."""
-        units = sum(struct.unpack_from("<Q", self._map, i * _LINE)[0] for i in range(self._threads))
+        units: int = sum(struct.unpack_from("<Q", self._map, i * _LINE)[0] for i in range(self._threads))
         return units * _UNIT_USEC
 
     def close(self) -> None:

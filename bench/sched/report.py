@@ -64,7 +64,8 @@ def _beside(rounds: list[Round], mode: str, other: str, field: str) -> Interval 
 
 
 def _median(outcomes: list[Outcome], field: str) -> float:
-    return statistics.median(getattr(outcome, field) for outcome in outcomes)
+    values: list[float] = [getattr(outcome, field) for outcome in outcomes]
+    return statistics.median(values)
 
 
 def _bracket(value: Interval | None, digits: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import mmap
 import os
 import struct
 import subprocess
@@ -31,16 +32,15 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         target = f"{stack.enter_context(tempfile.TemporaryDirectory())}/scan.bpf.o"
         subprocess.run(["packaging/bpf", f"{_HERE}/scan.bpf.c", target], check=True)
-        library = stack.enter_context(contextlib.closing(Library()))
         with open(target, "rb") as file:
-            probe = stack.enter_context(contextlib.closing(Object(library, "scan", file.read())))
+            probe = stack.enter_context(contextlib.closing(Object(Library(), "scan", file.read())))
         probe.load()
         probe.attach("pelt")
         memory = probe.map("scan").mapped()
         _watch(memory, seconds)
 
 
-def _watch(memory: object, seconds: float) -> None:
+def _watch(memory: mmap.mmap, seconds: float) -> None:
     nr_cpus = os.cpu_count() or 1
     full = nr_cpus * _FULL
     bins: dict[int, list[int]] = collections.defaultdict(list)

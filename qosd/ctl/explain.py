@@ -225,12 +225,16 @@ def render_uplink(explained: UplinkExplanation, now: float) -> Group:
 
 
 def _show_uplink(socket: str, status: Status, name: str, *, json: bool) -> None:
-    records = tuple(record for record in reversed(decisions.fetch(socket)) if record.path == name)
-    explained = UplinkExplanation(status.mode, status.time, network.find(status, name), records)
+    uplink = network.find(status, name)
+    known_as = (uplink.name, *uplink.formerly)
+    records = tuple(record for record in reversed(decisions.fetch(socket)) if record.path in known_as)
+    explained = UplinkExplanation(status.mode, status.time, uplink, records)
     if json:
         print_json(msgspec.json.encode(explained))
-    else:
-        screen.console().print(render_uplink(explained, time.time()))
+        return
+    if name != uplink.name:
+        screen.console().print(f"The uplink that was {name} is called {uplink.name} now.")
+    screen.console().print(render_uplink(explained, time.time()))
 
 
 def show(socket: str, name: str, file: str | None, *, json: bool) -> None:
@@ -255,6 +259,7 @@ def show(socket: str, name: str, file: str | None, *, json: bool) -> None:
         for explained in everything:
             screen.console().print(render(explained, time.time()))
     if not any(explained.exists for explained in everything):
-        raise Failure(f"{name}: no such cgroup", NO)
+        uplinks = "" if "/" in name else network.those_there_are(status)
+        raise Failure(f"{name}: no such cgroup{uplinks}", NO)
     if file is not None and not any(explained.settings for explained in everything):
         raise Failure(f"{name}: qosd wants nothing of {file}", NO)

@@ -87,10 +87,20 @@ def _why(uplink: UplinkView) -> str:
 
 
 def names(status: Status) -> frozenset[str]:
-    """What `qosctl explain` takes for an uplink rather than a cgroup."""
+    """What `qosctl explain` takes for an uplink rather than a cgroup: names of before a renaming too."""
     if status.net is None:
         return frozenset()
-    return frozenset((*(uplink.name for uplink in status.net.uplinks), *status.net.refused))
+    known = (name for uplink in status.net.uplinks for name in (uplink.name, *uplink.formerly))
+    return frozenset((*known, *status.net.refused))
+
+
+def those_there_are(status: Status) -> str:
+    """For a name that is none of them; empty where nothing is shaped."""
+    if status.net is None:
+        return ""
+    there = [uplink.name for uplink in status.net.uplinks]
+    there += [f"{name} (not shaped)" for name in status.net.refused]
+    return f"; uplinks: {', '.join(there) or 'none'}"
 
 
 def sentence(egress: EgressStatus) -> str:
@@ -103,13 +113,16 @@ def sentence(egress: EgressStatus) -> str:
 
 
 def find(status: Status, name: str) -> UplinkView:
-    """Raises `Failure` for an uplink that is refused."""
-    net = status.net
-    for uplink in net.uplinks if net is not None else ():
+    """By its name, else by an earlier one. Raises `Failure` for an uplink that is refused."""
+    uplinks = () if status.net is None else status.net.uplinks
+    for uplink in uplinks:
         if uplink.name == name:
             return uplink
-    why = net.refused[name] if net is not None else "[net] uplinks lists nothing"
-    raise Failure(f"{name} is not shaped: {why}", NO)
+    refused = {} if status.net is None else status.net.refused
+    for uplink in () if name in refused else uplinks:
+        if name in uplink.formerly:
+            return uplink
+    raise Failure(f"{name} is not shaped: {refused.get(name, '[net] uplinks lists nothing')}", NO)
 
 
 def headline(uplink: UplinkView, mode: str) -> Text:

@@ -29,7 +29,8 @@ def detection(view: ProbesView) -> Text:
         for probe in attached
     )
     because = f" ({view.loader_why})" if view.loader == "bcc" else ""
-    text = Text(f"eBPF by {view.loader}{because}: {names}" if attached else f"no eBPF probe: {_reason(view)}")
+    loader = view.loader or "libbpf"  # the walk needs no probe beside it
+    text = Text(f"eBPF by {loader}{because}: {names}" if attached else f"no eBPF probe: {_reason(view)}")
     for probe in view.probes:
         if attached and probe.state in ("absent", "detached"):
             text.append(f"\n! {probe.name} is {probe.state}: {probe.why}", "yellow")

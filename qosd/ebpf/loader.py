@@ -30,7 +30,7 @@ from qosd.ebpf.libbpf import (
 from qosd.ebpf.maps import Map, RingBuffer, RunTime, read_run_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
 
@@ -245,17 +245,19 @@ def missing_hooks(library: Library, name: str, elf: bytes) -> dict[str, str]:
         if section.startswith("tp_btf/")
     }
     opened.close()
+    known = kernel_has(library, [f"btf_trace_{hook}" for hook in hooks.values()], BTF_KIND_TYPEDEF)
+    return {program: hook for program, hook in hooks.items() if f"btf_trace_{hook}" not in known}
+
+
+def kernel_has(library: Library, names: Iterable[str], kind: int) -> frozenset[str]:
+    """Which of the names the kernel's own BTF has, as a type or function of that kind."""
     with library.listening():
         btf = library.call.btf__load_vmlinux_btf()
         if btf is None:
-            raise BtfMissingError(f"{name}: {VMLINUX_BTF} can't be read: {os.strerror(ctypes.get_errno())}")
+            raise BtfMissingError(f"{VMLINUX_BTF} can't be read: {os.strerror(ctypes.get_errno())}")
         try:
             find = library.call.btf__find_by_name_kind
-            return {
-                program: hook
-                for program, hook in hooks.items()
-                if find(btf, f"btf_trace_{hook}".encode(), BTF_KIND_TYPEDEF) < 0
-            }
+            return frozenset(name for name in names if find(btf, name.encode(), kind) >= 0)
         finally:
             library.call.btf__free(btf)
 

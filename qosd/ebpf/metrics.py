@@ -41,6 +41,11 @@ def collect(view: ProbesView) -> Iterator[Metric]:
     )
     workloads.add_metric([], view.unwatched)
     yield workloads
+    failures = CounterMetricFamily(
+        "qosd_walk_failures", "Times that walks over large workloads were given up for their files."
+    )
+    failures.add_metric([], view.walk_failures)
+    yield failures
     yield from _latencies(view.latencies)
     yield _retransmits(view)
     yield from _rates(view)

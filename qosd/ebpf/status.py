@@ -76,6 +76,8 @@ class ProbesView(msgspec.Struct, frozen=True):
     loader_why: str | None = None
     """Why this loader."""
     rates: tuple[Rate, ...] = ()
+    walk_failures: int = 0
+    """How often walks over large workloads were given up for their files."""
 
 
 def latencies(now: Snapshot, readings: tuple[Reading, ...]) -> tuple[Latency, ...]:

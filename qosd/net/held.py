@@ -10,6 +10,9 @@ from qosd.net import links
 from qosd.net.device import LinkSample
 from qosd.net.model import ClassSample, Shape
 
+_NAMES_KEPT = 8
+"""Somebody may ask for an old one; a host that renames without end is not remembered without end."""
+
 
 class Host(NamedTuple):
     """Where the facts are; tests run in network namespaces, whose sysfs is mounted elsewhere."""
@@ -48,6 +51,17 @@ class Held(msgspec.Struct):
     """Itself and the devices that send through it: a bridge it is in, vlans on top."""
     read_usec: int | None = None
     """When the classes were last read."""
+    formerly: tuple[str, ...] = ()
+    """The names it had before its present one, the last ones of this run."""
+
+    def now_is(self, link: LinkSample) -> bool:
+        """Take what the kernel says of it now; True if it has another name than before."""
+        before, self.link = self.link.name, link
+        if before == link.name:
+            return False
+        others = [name for name in self.formerly if name not in (before, link.name)]
+        self.formerly = (*others, before)[-_NAMES_KEPT:]
+        return True
 
 
 class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
@@ -61,3 +75,4 @@ class UplinkStatus(msgspec.Struct, frozen=True, gc=False):
     classes: tuple[ClassSample, ...] | None
     error: str | None = None
     read_usec: int | None = None
+    formerly: tuple[str, ...] = ()

@@ -43,6 +43,8 @@ class UplinkView(msgspec.Struct, frozen=True):
     """Since the classes were read: three times a minute, unless something moves."""
     be_bps: float | None = None
     """The rest of the total."""
+    formerly: tuple[str, ...] = ()
+    """The names it had earlier in this run; the last is the latest."""
 
 
 class EgressStatus(msgspec.Struct, frozen=True):

@@ -187,6 +187,7 @@ class Uplinks:
                 self.classes.get(ifindex),
                 self.degraded or held.error,
                 held.read_usec,
+                held.formerly,
             )
             for ifindex, held in self.held.items()
         )
@@ -242,8 +243,8 @@ class Uplinks:
         if held is None:
             self._hold(name, link, speed)
             return ()
-        renamed = held.link.name != link.name
-        held.configured, held.link, held.speed_bps = name, link, speed
+        renamed = held.now_is(link)
+        held.configured, held.speed_bps = name, speed
         now = "again" if name == link.name else "now"
         said = f"uplink {name} is called {link.name} {now}; it stays shaped"
         events = [Event(link.name, said)] if renamed else []

@@ -88,7 +88,7 @@ def test_a_renamed_uplink_stays_shaped_and_is_released_under_its_new_name(lab: L
     assert [event.text for event in events] == ["uplink u0 is called wan now; it stays shaped"]
     tick(uplinks, now, state, 1_000_000)
     assert lab.root("wan").is_ours
-    assert [status.name for status in uplinks.status()] == ["wan"]
+    assert [(status.name, status.formerly) for status in uplinks.status()] == [("wan", ("u0",))]
     uplinks.close()
     assert lab.root("wan").kind == "noqueue"
 

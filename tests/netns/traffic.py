@@ -92,6 +92,13 @@ class FarSink(Counted):
         self._connection = socket.create_connection((address, CONTROL), timeout=60)
         stream = self._connection.makefile("rw", encoding="ascii")
         super().__init__(stream, stream)
+        self._earlier: dict[int, int] = {}
+        self._earlier = self.bytes()[1]
+
+    def bytes(self) -> tuple[float, dict[int, int]]:
+        """Of what came since this was made: the sink is older than that, and had other senders before."""
+        seconds, counted = super().bytes()
+        return seconds, {port: count - self._earlier.get(port, 0) for port, count in counted.items()}
 
     def close(self) -> None:
         self._answers.close()
@@ -205,10 +212,7 @@ def main() -> None:
     parser.add_argument("--ports", type=int, nargs=2)
     parser.add_argument("--mbit", type=float, default=0)
     parser.add_argument("--control", type=int, default=0, help="port on which a sink answers as on stdin")
-    parser.add_argument("--idle", action="store_true", help="as a process of a cgroup with cpu.idle")
     options = parser.parse_args()
-    if options.idle:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if options.cgroup:
         Path(options.cgroup, "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     if options.mode == "sink":

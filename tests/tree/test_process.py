@@ -130,15 +130,13 @@ def test_after_sigkill_the_next_start_begins_with_the_hosts_own_values(program: 
 
 
 def test_the_last_of_a_storm_of_reloads_is_in_force_and_there_were_few_of_them(program: Program) -> None:
-    """SIGHUP as fast as can be for a second: at most one reload a tick, and the last text wins."""
+    """A hundred SIGHUPs as fast as can be: at most one reload a tick, and the last text wins."""
     program.start()
     assert program.process is not None
     started = time.monotonic()
-    sent = 0
-    while time.monotonic() - started < 1:
+    for sent in range(100):
         program.write_config(50 + sent % 40)
         program.process.send_signal(signal.SIGHUP)
-        sent += 1
         time.sleep(0.005)
     program.write_config(20)
     program.process.send_signal(signal.SIGHUP)
@@ -147,7 +145,6 @@ def test_the_last_of_a_storm_of_reloads_is_in_force_and_there_were_few_of_them(p
     program.until(lambda: _cores(program.limit()) <= nr_cpus * 0.20 + 0.01)
     ticks = (time.monotonic() - started) / 0.1
     reloads = program.errors.read_text().count("reloaded ")
-    assert sent > 50
     assert 1 <= reloads <= ticks + 2
 
 

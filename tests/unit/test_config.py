@@ -138,6 +138,7 @@ RANGES = [
     ("sense.max_cgroups", ["1", "1000000"], ["0"]),
     ("sense.max_depth", ["1", "500"], ["0", "501"]),
     ("sense.cold_ticks", ["1", "100"], ["0"]),
+    ("sense.walk_from", ["1", "1000000"], ["0", "1000001"]),
     ("interference.answer", ['"report"', '"kill"'], ['"oom"', "1"]),
     ("interference.cpu_some_pct", ["0.1", "100"], ["0", "101"]),
     ("interference.memory_some_pct", ["0.1", "100"], ["0", "101"]),

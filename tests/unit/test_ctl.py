@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from ctl_daemon import NET, NOW, answers, canned, daemon, qosctl, records
+from ctl_daemon import NOW, answers, canned, daemon, qosctl, records
 from rich.console import Console
 
 from qosd.audit import NETWORK
@@ -154,33 +152,6 @@ def test_a_cgroup_without_settings_is_told_why(path: str, why: str | None) -> No
     rules = (explain._Rule("batch", "be", ("be.slice",)),)
     given = explain.why_not(path, canned(), rules)
     assert given is None if why is None else given is not None and given.startswith(why)
-
-
-def with_net() -> dict[str, Any]:
-    return answers(status={"ok": msgspec.to_builtins(canned(net=NET))})
-
-
-def test_explain_takes_an_uplink_and_shows_its_classes_and_the_reason(sock: str) -> None:
-    with daemon(sock, with_net()):
-        text = qosctl("explain", "eth0", sock=sock).stdout
-    assert "eth0 is an uplink of 1 Gbit/s, up, shaped; LS and system send 200 Mbit/s, BE 300 Mbit/s" in text
-    assert "BE may send 700.0 Mbit/s of 1.00 Gbit/s" in text
-    assert re.search(r"a001:30 +be:batch +5 Mbit/s +200 Mbit/s +1 MiB +2 ", text)
-
-
-def test_explain_says_why_an_uplink_is_refused_and_exits_1(sock: str) -> None:
-    with daemon(sock, with_net()):
-        result = qosctl("explain", "eth1", sock=sock)
-    assert result.exit_code == 1
-    assert "eth1 is not shaped: eth1 has a root qdisc of somebody else: tbf 1:" in result.stderr
-
-
-def test_explain_of_a_be_cgroup_says_what_it_sends_and_may_send(sock: str) -> None:
-    with daemon(sock, with_net()):
-        text = qosctl("explain", "be.slice", sock=sock).stdout
-        (explained,) = json.loads(qosctl("explain", "be.slice", "--json", sock=sock).stdout)
-    assert "It sends 150 Mbit/s now, 9 MiB in all; in class a001:30, at most 200 Mbit/s (egress_max)." in text
-    assert explained["egress"]["sent_bytes"] == 9 << 20
 
 
 def test_a_handler_that_fails_is_an_answer_and_the_next_one_is_served(

@@ -141,7 +141,7 @@ def test_a_host_that_cannot_run_them_goes_without_and_says_why(error: Exception)
     assert probes.events() == ()
     view = probes.view(at(1), ())
     states = {probe.name: probe.state for probe in view.probes}
-    assert states == dict.fromkeys(AUTO, "absent") | {"tcp": "off", "cpi": "off"}
+    assert states == dict.fromkeys(AUTO, "absent") | {"tcp": "off", "cpi": "off", "tree": "off"}
     assert view.why == str(error)
     assert probes.news == [f"no probes: {error}, ignoring"]
 
@@ -214,7 +214,7 @@ def test_off_opens_nothing_and_a_list_leaves_the_rest_off() -> None:
     assert off.fileno() is None
     assert {probe.state for probe in off.view(at(1), ()).probes} == {"off"}
     some = opened(tracing, '[ebpf]\nprobes = ["runq"]')
-    assert [probe.state for probe in some.view(at(1), ()).probes] == ["attached", *["off"] * 4]
+    assert [probe.state for probe in some.view(at(1), ()).probes] == ["attached", *["off"] * 5]
 
 
 def test_a_changed_section_opens_them_anew_and_another_one_does_not() -> None:

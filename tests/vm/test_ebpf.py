@@ -66,14 +66,20 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     """An emulated CPU makes every program dear: how dear is not the question here."""
     every = '["runq", "reclaim", "blkio", "tcp"]'
     idle.configure(
-        f'[ebpf]\nprobes = {every}\nmax_overhead_pct = 100.0\n[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}'
+        f"[sense]\nwalk_from = 1\n[ebpf]\nprobes = {every}\nmax_overhead_pct = 100.0\n"
+        f'[ebpf.baseline]\nrunq_cold = "1ms"\n{EQUALS}'
     )
     before = links(idle)
     idle.sh("systemctl start qosd")
     idle.sh(VICTIM)
     idle.sh(HOG)
     status = idle.status_when(
-        lambda now: waits(now, "ls.slice")["count"] > 0 and now["ebpf"]["breaches"].get("be", 0) > 0, tries=60
+        lambda now: (
+            waits(now, "ls.slice")["count"] > 0
+            and now["ebpf"]["breaches"].get("be", 0) > 0
+            and probes(now)["tree"] == "attached"
+        ),
+        tries=60,
     )
     assert probes(status) == {
         "runq": "attached",
@@ -81,6 +87,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
         "blkio": "attached",
         "tcp": "attached",
         "cpi": "off",
+        "tree": "attached",
     }
     assert status["ebpf"]["loader"] == "libbpf"
     ls = waits(status, "ls.slice")
@@ -90,7 +97,7 @@ def test_all_probes_count_in_the_sandbox_and_a_breach_of_ls_is_blamed_on_be(idle
     assert "qosd_probe_breaches_total" in idle.sh("curl -s http://127.0.0.1:9753/metrics")
     assert "eBPF by libbpf: runq" in idle.sh("qosctl status")
     assert "Traceback" not in idle.journal_text()
-    assert links(idle) == before + 9
+    idle.until(f"[ $(python3 /var/tmp/links.py) = {before + 9 + 2} ]", seconds=60)  # two workloads are walked
     idle.drop_in("[Service]\nRestart=no")
     idle.sh("systemctl kill -s KILL qosd")
     idle.until(f"[ $(python3 /var/tmp/links.py) = {before} ]", seconds=60)
@@ -109,11 +116,13 @@ def test_a_probe_that_costs_too_much_is_detached_and_the_daemon_says_so(idle: Gu
 
 
 def test_without_the_capabilities_there_is_no_probe_and_the_daemon_works(idle: Guest) -> None:
+    idle.configure("[sense]\nwalk_from = 1")
     idle.drop_in("[Service]\nCapabilityBoundingSet=\nCapabilityBoundingSet=CAP_SYS_RESOURCE CAP_DAC_OVERRIDE")
     idle.sh("systemctl start qosd")
     idle.hog(threads=2)
     idle.until(f"grep -q 1 {CGROUP}/be.slice/cpu.idle", seconds=60)
-    status = idle.status_when(tried)
+    status = idle.status_when(lambda now: tried(now) and probes(now)["tree"] != "off")
+    assert probes(status)["tree"] == "absent", "the job is read by its files"
     assert set(probes(status).values()) == {"absent", "off"}
     assert "CAP_BPF and CAP_PERFMON are needed" in status["ebpf"]["why"]
     assert "CAP_BPF" in idle.status_of("qosctl doctor")[1]
@@ -189,6 +198,7 @@ def test_without_btf_the_daemon_takes_bcc_by_itself_and_its_loop_goes_on_meanwhi
         "blkio": "absent",
         "tcp": "off",
         "cpi": "off",
+        "tree": "off",
     }
     assert beside["count"] >= 10
     assert with_bcc.sh("systemctl show -p NRestarts --value qosd").strip() == "0"

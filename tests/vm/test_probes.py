@@ -92,6 +92,110 @@ for name in ("/hog", "/victim", ""):
 '''
 
 
+WALK = r"""
+import json, os, signal, sys, time
+from qosd import cgroupfs
+from qosd.ebpf.libbpf import Library
+from qosd.ebpf.tree import Tree
+from qosd.ebpf.treerecords import decode, split
+
+BASE = "/sys/fs/cgroup/qosd-walk"
+PAGE = os.sysconf("SC_PAGE_SIZE")
+made, pids = {}, []
+
+def write(path, text):
+    with open(path, "w") as file: file.write(text)
+
+def make(name, control=""):
+    path = f"{BASE}/{name}".rstrip("/")
+    os.mkdir(path)
+    made[os.stat(path).st_ino] = path
+    write(path + "/cgroup.subtree_control", control)
+    return path
+
+def run(path, work):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        write(path + "/cgroup.procs", "0")
+        work()
+
+def spin():
+    while True: pass
+
+def fill():
+    kept = b"x" * (8 << 20)
+    signal.pause()
+
+def files(path):
+    def read(name, parse):
+        try:
+            with open(f"{path}/{name}", "rb") as file: return parse(file.read())
+        except FileNotFoundError:
+            return None
+    cpu = read("cpu.stat", cgroupfs.parse_cpu_stat)
+    told = [cpu.usage_usec, cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec, cpu.nr_bursts, cpu.burst_usec]
+    return told, read("memory.current", cgroupfs.parse_memory_current)
+
+make("", "+cpu +memory")
+for number in range(4):
+    make(f"both{number}", "+cpu +memory")
+    for leaf in range(3):
+        make(f"both{number}/{leaf}")
+for number in range(3):
+    make(f"memory{number}", "+memory")
+    for leaf in range(2):
+        make(f"memory{number}/{leaf}")
+make("none")
+make("none/0")
+for path, limit in ((BASE + "/both0/0", "10000"), (BASE + "/both1", "20000")):
+    write(path + "/cpu.max", limit + " 100000")
+    write(path + "/cpu.max.burst", "5000")
+for name, work in (("both0/0", spin), ("both1/1", spin), ("memory0/1", fill), ("both2/0", fill), ("none/0", spin)):
+    run(f"{BASE}/{name}", work)
+
+def throttled(path):
+    return files(path)[0][3]
+
+deadline = time.monotonic() + 60
+def busy():
+    held = all(throttled(BASE + name) for name in ("/both0/0", "/both1"))
+    return held and all(files(BASE + name)[1] > 4 << 20 for name in ("/both2/0", "/memory0/1"))
+
+while not busy():
+    assert time.monotonic() < deadline, "nobody was throttled"
+    time.sleep(0.1)
+write(BASE + "/cgroup.freeze", "1")
+while "frozen 0" in open(BASE + "/cgroup.events").read(): time.sleep(0.05)
+still = None
+while still != (still := [files(path)[0] for path in made.values()]): time.sleep(0.5)  # the last period ends
+
+tree = Tree.open(Library(), 100)
+fd = os.open(BASE, os.O_RDONLY)
+subtree = tree.attach(fd)
+before = {number: files(path) for number, path in made.items()}
+records = {number: decode(record, PAGE) for number, (record,) in split(tree.walk(subtree))}
+after = {number: files(path) for number, path in made.items()}
+walked = {
+    number: ([cpu.usage_usec, cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec, cpu.nr_bursts, cpu.burst_usec], memory)
+    for number, (cpu, memory) in records.items()
+}
+for pid in pids: os.kill(pid, signal.SIGKILL)
+write(BASE + "/cgroup.freeze", "0")
+for pid in pids: os.waitpid(pid, 0)
+for path in reversed(made.values()): os.rmdir(path)
+gone = len(tree.walk(subtree))
+tree.close()
+json.dump({
+    "cgroups": [path.removeprefix(BASE) for path in made.values()],
+    **{name: [values.get(number) for number in made] for name, values in
+       (("before", before), ("walked", walked), ("after", after))},
+    "strangers": len(walked.keys() - made.keys()),
+    "gone": gone,
+}, sys.stdout)
+"""
+"""Cgroups of which some have both controllers, some one, some none; two are throttled, then all is frozen."""
+
+
 @pytest.fixture
 def answers(installed: Guest, share: Path) -> dict[str, Any]:
     installed.sh("systemctl stop qosd")
@@ -111,3 +215,25 @@ def test_every_probe_answers_on_this_kernel(answers: dict[str, Any]) -> None:
     assert sum(count for _, count in answers["written"]) > 0
     assert answers["packets"] == 10
     assert 1 < answers["rtt_us"] < 1_000_000
+
+
+def test_a_walk_tells_on_this_kernel_what_the_files_tell(installed: Guest, share: Path) -> None:
+    """To the microsecond, since nothing runs; memory that is given back meanwhile lies between two reads."""
+    (share / "walk.py").write_text(WALK)
+    told = json.loads(installed.sh(f"{PYTHON} /mnt/share/walk.py", timeout=300))
+    before, walked, after = ([tuple(each) for each in told[name]] for name in ("before", "walked", "after"))
+    of = dict(zip(told["cgroups"], walked, strict=True))
+    assert len(of) == 28
+    for name, first, found, last in zip(of, before, walked, after, strict=True):
+        assert found[0] == first[0] == last[0], name
+        low, high = sorted((first[1], last[1])) if first[1] is not None else (None, None)
+        assert found[1] == low or low < found[1] <= high, name
+    for throttled in (of["/both0/0"], of["/both1"]):
+        assert min(throttled[0][:4]) > 0
+    assert of["/both1/1"][0][1:] == [0, 0, 0, 0, 0], "its own quota only"
+    assert of["/memory0"][0][1:4] == [0, 0, 0]
+    assert of["/memory0/1"][0][1:] == [None] * 5
+    assert of["/memory0/1"][1] > 4 << 20
+    assert of["/none/0"][0][0] > 0
+    assert of["/none/0"][1] is None
+    assert (told["strangers"], told["gone"]) == (0, 0)
