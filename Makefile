@@ -63,8 +63,10 @@ deb: wheel ## dist/qosd_VERSION_ARCH.deb
 	rm -f dist/qosd_*.deb
 	$(RUN) packaging/deb.py dist/qosd-*.whl
 
-bench-cpu: $(VENV)/stamp ## LS latency and BE work: static modes, peers' laws, qosd (root; on a quiet machine)
-	$(RUN) -m bench.sched --loads 10,30,60,80 --json bench-cpu.json --markdown bench-cpu.md $(ARGS)
+bench-cpu: $(VENV)/stamp deb ## LS latency and BE work: static modes, peers' laws, qosd (root; on a quiet machine); then in the VM
+	packaging/bootstrap lab
+	$(if $(filter --vm,$(ARGS)),,$(RUN) -m bench.sched --loads 10,30,60,80 --json bench-cpu.json --markdown bench-cpu.md $(ARGS))
+	$(RUN) -m bench.sched --vm $(ARGS)
 
 pins: $(VENV)/stamp ## take newer libraries into the .deb
 	$(RUN) packaging/pin.py

@@ -27,6 +27,11 @@ def is_known(zone: str) -> bool:
     return True
 
 
+def knows_none() -> bool:
+    """Whether this host has no tz database, as a small installation."""
+    return not zoneinfo.available_timezones()
+
+
 def _zone(zone: str) -> dt.tzinfo:
     if zone == LOCALTIME:
         try:

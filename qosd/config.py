@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import enum
 import fnmatch
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
@@ -161,7 +163,21 @@ def _readable(message: str) -> str:
     """An operator looks for `cpu.weight.ls_weight`; msgspec says "... - at `$.cpu.weight.ls_weight`"."""
     what, _, where = message.partition(" - at `$")
     key = where.rstrip("`").lstrip(".")
+    if what.startswith("Invalid enum value"):
+        what = f"must be one of {', '.join(_choices(key))}, not {what.removeprefix('Invalid enum value ')}"
     return f"{key}: {what}" if key else what
+
+
+def _choices(key: str) -> Iterator[str]:
+    """The words that a key takes, which msgspec does not name."""
+    schema: type[msgspec.Struct] = Config
+    hint: Any = None
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        hint = get_type_hints(schema)[part]
+        schema = _struct_of(hint) or schema
+    for kind in (hint, *get_args(hint)):
+        if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
+            yield from (f"'{member.value}'" for member in kind)
 
 
 def _refuse_unknown_keys(document: dict[str, Any], schema: type[msgspec.Struct], prefix: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from qosd.clock import is_known
+from qosd.clock import is_known, knows_none
 from qosd.config import Config, decode
 from qosd.errors import ConfigError
 
@@ -43,7 +43,11 @@ def _with_known_zones(config: Config) -> Config:
     for index, window in enumerate(config.window):
         if not is_known(window.zone):
             raise ConfigError(
-                f"window[{index}].zone: this host knows no time zone {window.zone!r};"
-                ' an IANA name such as "Europe/Paris", or "localtime"'
+                f"window[{index}].zone: this host knows no time zone {window.zone!r}"
+                + (
+                    ' nor any other: apt install tzdata, or "localtime"'
+                    if knows_none()
+                    else '; an IANA name such as "Europe/Paris", or "localtime"'
+                )
             )
     return config

@@ -16,6 +16,7 @@ import msgspec
 from qosd import journal as journal_module
 from qosd import pages
 from qosd.audit import log_record, log_restored, log_sensors
+from qosd.changes import changed_keys
 from qosd.configfile import read_config
 from qosd.control import Server, share_with_group
 from qosd.engine import Engine
@@ -344,18 +345,6 @@ def _plain(quantity: object) -> object:
     if isinstance(quantity, Bitrate):
         return f"{quantity / 1000:.15g}kbit"
     return f"{quantity}us" if isinstance(quantity, Duration) else int(str(quantity))
-
-
-def changed_keys(before: Any, after: Any, key: str = "") -> list[str]:  # noqa: ANN401 - plain data
-    """`cpu.bandwidth.floor_pct: 5.0 -> 10.0` for every leaf that differs."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        prefix = f"{key}." if key else ""
-        return [
-            line
-            for name in after.keys() | before.keys()
-            for line in changed_keys(before.get(name), after.get(name), prefix + name)
-        ]
-    return [] if before == after else [f"{key}: {before} -> {after}"]
 
 
 def notify(state: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 POSSIBLE_CPUS = "/sys/devices/system/cpu/possible"
+ONLINE_CPUS = "/sys/devices/system/cpu/online"
 FILE = "journal.jsonl"
 
 _COMPACT_AFTER = 4096
@@ -241,23 +242,40 @@ def _widen(sys: Sys, dir_fd: int, file: str) -> str:
     """The nearest to an empty mask, which cpuset refuses while there are tasks (validate_change()).
 
     All CPUs that could ever be here come to the same as inheriting, also when some are offline now. Where
-    that is not to be had, it is what the parent has at the moment.
+    that is not to be had, it is what the parent has at the moment. So it is below a root that lacks CPUs that
+    are online: a partition has them, and the kernel makes it invalid when a sibling's mask names them.
     """
     with contextlib.suppress(OSError):
-        possible = _possible_cpus(sys)
-        write_interface(sys, dir_fd, file, possible)
-        return possible
-    parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        effective = _read(sys, parent, "cpuset.cpus.effective")
-    finally:
-        sys.close(parent)
+        possible = _cpus(sys, POSSIBLE_CPUS)
+        if not _has_partition(sys, dir_fd):
+            write_interface(sys, dir_fd, file, possible)
+            return possible
+    effective = _of_parent(sys, dir_fd, "cpuset.cpus.effective")
     write_interface(sys, dir_fd, file, effective)
     return effective
 
 
-def _possible_cpus(sys: Sys) -> str:
-    fd = sys.open(POSSIBLE_CPUS, os.O_RDONLY | os.O_CLOEXEC)
+def _has_partition(sys: Sys, dir_fd: int) -> bool:
+    """Whether the parent is the root, which has no mask of its own, and is not left all that is online."""
+    with contextlib.suppress(OSError):
+        _of_parent(sys, dir_fd, "cpuset.cpus")
+        return False
+    try:
+        return _of_parent(sys, dir_fd, "cpuset.cpus.effective") != _cpus(sys, ONLINE_CPUS)
+    except OSError:
+        return False
+
+
+def _of_parent(sys: Sys, dir_fd: int, file: str) -> str:
+    parent = sys.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return _read(sys, parent, file)
+    finally:
+        sys.close(parent)
+
+
+def _cpus(sys: Sys, path: str) -> str:
+    fd = sys.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return sys.pread(fd, 4096, 0).decode("latin-1").strip()
     finally:

@@ -15,14 +15,15 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 
-from bench.sched import report, segment
+from bench.sched import follow, installed, report, segment
 from bench.sched.groups import Groups
-from bench.sched.load import Load, Programs, build
+from bench.sched.load import Load, Programs, build, calibrated
 from bench.sched.modes import STANDARD, Mode, parse
 from bench.sched.report import Round
 from bench.sched.segment import Experiment, Outcome
@@ -49,6 +50,18 @@ def shape(kind: str, pct: float) -> str:
             raise SystemExit(f"unknown shape {kind!r}")
 
 
+_IN_THE_GUEST = {
+    "loads": "30,60",
+    "modes": "frozen idle uncontrolled qosd qosd:enforce=max",
+    "rounds": 5,
+    # Four times the work natively: an emulated CPU is slower at what the kernel does for a request.
+    "work": 2000,
+    "slo": 8000,
+    "others": 25.0,
+}
+"""What differs there."""
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.sched", description=__doc__)
     parser.add_argument("--loads", default="30", help="LS load in per cent of the machine, comma-separated")
@@ -70,7 +83,33 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
+    parser.add_argument(
+        "--follow", type=float, default=0.0, metavar="SEC", help="look so often at how the limit follows"
+    )
+    parser.add_argument("--installed", action="store_true", help=argparse.SUPPRESS)
+    vm = parser.add_argument_group("in the lab's guest")
+    vm.add_argument("--vm", action="store_true", help="there instead, with defaults of its own")
+    vm.add_argument("--kernel", default="6.12")
+    vm.add_argument("--smp", default="1", help="its CPUs; several with --icount= on a machine with as many")
+    vm.add_argument("--icount", default="shift=1", help="QEMU's -icount: its time goes by its instructions")
+    if "--vm" in sys.argv:
+        parser.set_defaults(**_IN_THE_GUEST)
     return parser.parse_args()
+
+
+_PASSED = (
+    "loads", "shapes", "modes", "rounds", "seconds", "warmup", "work", "workers", "hogs", "slo", "others",
+    "retries", "patience", "reference", "seed", "follow",
+)  # fmt: skip
+
+
+def _in_the_guest(args: argparse.Namespace) -> int:
+    from bench.sched import guest  # noqa: PLC0415 - the lab is not in the package, which is all that the guest has
+
+    arguments = [f"--{name}={getattr(args, name)}" for name in _PASSED]
+    results = {f"--{name}": getattr(args, name) for name in ("json", "markdown") if getattr(args, name)}
+    guest.measure(args.kernel, args.smp, args.icount or None, arguments, results)
+    return 0
 
 
 class Bench:
@@ -79,7 +118,7 @@ class Bench:
         self._programs = programs
         self._groups = groups
         self._nr_cpus = len(os.sched_getaffinity(0))
-        self._modes = [parse(label, self._nr_cpus) for label in args.modes.split()]
+        self._modes = [parse(label, self._nr_cpus, installed=args.installed) for label in args.modes.split()]
         self.stopped = False
         """By a signal: what was measured is still reported."""
         self.labels = [mode.label for mode in self._modes]
@@ -113,7 +152,8 @@ class Bench:
             self._nr_cpus,
             args.work,
         )
-        experiment = Experiment(load, args.warmup, args.slo, args.hogs or 2 * self._nr_cpus)
+        hogs = args.hogs or 2 * self._nr_cpus
+        experiment = Experiment(load, args.warmup, args.slo, hogs, args.follow)
         result: Round = {}
         for mode in order:
             outcome = self._quiet(mode, experiment)
@@ -127,7 +167,10 @@ class Bench:
         """A segment that nobody disturbed, or None."""
         for _ in range(self._args.retries + 1):
             self._await_quiet()
-            outcome = segment.run(self._programs, self._groups, mode, experiment)
+            found = segment.run(self._programs, self._groups, mode, experiment)
+            outcome = found.outcome
+            if found.points:
+                print(follow.text(found, experiment), flush=True)
             if outcome.steal_pct <= _STEAL_PCT and outcome.system_pct <= self._args.others:
                 return outcome
             _say(f"  {mode.label}: steal {outcome.steal_pct:.1f} %, others {outcome.system_pct:.1f} %: again")
@@ -150,15 +193,21 @@ def _stop(_signum: int, _frame: object) -> None:
 
 def main() -> int:
     args = _arguments()
+    if args.vm:
+        return _in_the_guest(args)
     if os.geteuid() != 0:
         raise SystemExit("bench.sched makes cgroups of its own and needs root")
     signal.signal(signal.SIGTERM, _stop)
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="qosd-bench-"))
-        programs = build(directory)
-        groups = Groups()
-        stack.callback(groups.remove)
-        return _measure(args, Bench(args, programs, groups), groups.hierarchy)
+        if args.installed:
+            shutil.copytree("loads", directory, dirs_exist_ok=True)
+            groups = stack.enter_context(installed.slices())
+        else:
+            build(directory)
+            groups = Groups()
+            stack.callback(groups.remove)
+        return _measure(args, Bench(args, calibrated(directory), groups), groups.hierarchy)
 
 
 def _measure(args: argparse.Namespace, bench: Bench, hierarchy: str) -> int:

@@ -150,15 +150,20 @@ def _set(group: Group, file: str, text: str) -> None:
             raise ValueError(message)
 
 
+KEYS = {"X": ("host", "cpu_target_pct"), "interval": ("", "interval")}
+"""Options of a mode by their short names: table and key. All others are of `[cpu.bandwidth]`."""
+TIMES = ("interval", "period", "mean")
+"""In milliseconds."""
+
+
 def configured(options: dict[str, str]) -> Config:
-    """qosd's defaults with the options of a mode, by the short names of the table."""
+    """qosd's defaults with the options of a mode."""
     config = Config()
-    keys = {"X": ("host", "cpu_target_pct"), "interval": ("", "interval")}
     document = msgspec.to_builtins(config, enc_hook=int)
     for name, value in options.items():
-        section, key = keys.get(name, ("bandwidth", name))
+        section, key = KEYS.get(name, ("bandwidth", name))
         number: object = value if name in ("enforce", "estimate") else float(value)
-        if name in ("interval", "period", "mean"):
+        if name in TIMES:
             number = int(float(value) * 1000)
         place = document["cpu"]["bandwidth"] if section == "bandwidth" else document
         (place[section] if section == "host" else place)[key] = number

@@ -78,34 +78,43 @@ class V1Group:
         stat = _stat(f"{self._dirs['cpu']}/cpu.stat")
         return Throttled(stat["nr_periods"], stat["nr_throttled"], stat["throttled_time"] // _NSEC_PER_USEC)
 
+    def limit(self) -> float | None:
+        """In CPUs; None where there is none."""
+        cpu = self._dirs["cpu"]
+        quota = int(_read(f"{cpu}/cpu.cfs_quota_us"))
+        return None if quota < 0 else quota / int(_read(f"{cpu}/cpu.cfs_period_us"))
+
     def remove(self) -> None:
         for path in self._dirs.values():
             _remove(path)
 
 
 class V2Group:
-    """One tier under cgroup v2. The root must hand out cpu and cpuset, which it is asked to."""
+    """One tier under cgroup v2. `members` is the child that its processes are in, where it has one."""
 
-    def __init__(self, name: str) -> None:
-        self._dir = f"{CGROUP}/{PREFIX}-{name}"
-        os.makedirs(self._dir, exist_ok=True)
-        _write(f"{CGROUP}/cgroup.subtree_control", "+cpu +cpuset")
-        self.procs = [f"{self._dir}/cgroup.procs"]
+    def __init__(self, path: str, members: str = "") -> None:
+        self._dir = f"{CGROUP}/{path}"
+        self._members = os.path.normpath(f"{self._dir}/{members}")
+        os.makedirs(self._members, exist_ok=True)
+        self.procs = [f"{self._members}/cgroup.procs"]
+        self._held: dict[str, str] = {}
 
     def set_weight(self, weight: int) -> None:
-        _write(f"{self._dir}/cpu.weight", str(weight))
+        self._set("cpu.weight", str(weight))
 
     def set_idle(self, *, idle: bool) -> None:
-        _write(f"{self._dir}/cpu.idle", str(int(idle)))
+        self._set("cpu.idle", str(int(idle)))
+        if idle:
+            self._held.pop("cpu.weight", None)  # kernels differ in what it reads as then
 
     def set_max(self, quota_usec: int | None, period_usec: int) -> None:
-        _write(f"{self._dir}/cpu.max", f"{'max' if quota_usec is None else quota_usec} {period_usec}")
+        self._set("cpu.max", f"{'max' if quota_usec is None else quota_usec} {period_usec}")
 
     def set_burst(self, usec: int) -> None:
-        _write(f"{self._dir}/cpu.max.burst", str(usec))
+        self._set("cpu.max.burst", str(usec))
 
     def set_cpus(self, cpulist: str) -> None:
-        _write(f"{self._dir}/cpuset.cpus", cpulist)
+        self._set("cpuset.cpus", cpulist)
 
     def usage_usec(self) -> int:
         return _stat(f"{self._dir}/cpu.stat")["usage_usec"]
@@ -114,22 +123,52 @@ class V2Group:
         stat = _stat(f"{self._dir}/cpu.stat")
         return Throttled(stat["nr_periods"], stat["nr_throttled"], stat["throttled_usec"])
 
+    def limit(self) -> float | None:
+        quota, period = _read(f"{self._dir}/cpu.max").split()
+        return None if quota == "max" else int(quota) / int(period)
+
+    def foreign(self) -> list[str]:
+        """What is not as it was set: systemd writes the files of slices, too."""
+        return [
+            f"{file} is {now}, not {text}"
+            for file, text in self._held.items()
+            if (now := _read(f"{self._dir}/{file}")) != text
+        ]
+
     def remove(self) -> None:
-        _remove(self._dir)
+        _remove(self._members)
+
+    def _set(self, file: str, text: str) -> None:
+        _write(f"{self._dir}/{file}", text)
+        self._held[file] = text
 
 
 Group = V1Group | V2Group
 
 
+def _own() -> tuple[Group, Group]:
+    """Two at the top. The root must hand out cpu and cpuset, which it is asked to."""
+    if not os.path.exists(f"{CGROUP}/cgroup.controllers"):
+        return V1Group("ls"), V1Group("be")
+    tiers = V2Group(f"{PREFIX}-ls"), V2Group(f"{PREFIX}-be")
+    _write(f"{CGROUP}/cgroup.subtree_control", "+cpu +cpuset")
+    return tiers
+
+
 class Groups:
     """Both tiers, at the kernel's defaults until told otherwise."""
 
-    def __init__(self) -> None:
-        kind = V2Group if os.path.exists(f"{CGROUP}/cgroup.controllers") else V1Group
-        self.hierarchy = "cgroup v2" if kind is V2Group else "cgroup v1"
-        self.ls: Group = kind("ls")
-        self.be: Group = kind("be")
+    def __init__(self, tiers: tuple[Group, Group] | None = None) -> None:
+        """Two groups of the benchmark's own, unless told which."""
+        self.ls, self.be = tiers or _own()
+        self.hierarchy = "cgroup v2" if isinstance(self.ls, V2Group) else "cgroup v1"
         self.reset()
+
+    def foreign(self) -> list[str]:
+        """What somebody else has set; a group of cgroup v1 is nobody else's."""
+        return [
+            what for group in (self.ls, self.be) if isinstance(group, V2Group) for what in group.foreign()
+        ]
 
     def reset(self) -> None:
         for group in (self.ls, self.be):

@@ -1,4 +1,4 @@
-"""The two C programs: built once, calibrated once, started for every segment in their cgroups."""
+"""The two C programs: built once, calibrated once a machine, started for every segment in their cgroups."""
 
 from __future__ import annotations
 
@@ -43,10 +43,15 @@ class Request(NamedTuple):
     cpu: int
 
 
-def build(directory: str) -> Programs:
+def build(directory: str, *, static: bool = False) -> None:
+    """`static` for a machine that has no compiler and other libraries."""
     for name in ("ls", "hog"):
         command = ["cc", "-O2", "-o", f"{directory}/{name}", f"{_HERE}/{name}.c", "-lm", "-lpthread"]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, *["-static"] * static], check=True)
+
+
+def calibrated(directory: str) -> Programs:
+    """The programs of a directory on this machine, as fast as it is when nobody disturbs it."""
     runs = [
         int(subprocess.run([f"{directory}/ls", "calibrate"], check=True, capture_output=True).stdout)
         for _ in range(3)

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from bench.sched import laws
 from bench.sched.control import Daemon, LawLoop, configured
 from bench.sched.groups import Groups
+from bench.sched.installed import Installed
 
-Controller = LawLoop | Daemon
+Controller = LawLoop | Daemon | Installed
 _PERIOD_USEC = 10_000
 STANDARD = (
     "frozen",
@@ -34,12 +35,14 @@ class Mode(NamedTuple):
     """Make the settings, and the controller where the mode has one."""
 
 
-def parse(label: str, nr_cpus: int) -> Mode:
+def parse(label: str, nr_cpus: int, *, installed: bool = False) -> Mode:
+    """With `installed`, qosd is the daemon that is installed here."""
     name, _, rest = label.partition(":")
     options = dict(part.split("=", 1) for part in rest.split(",")) if rest else {}
     if name not in _MODES:
         raise SystemExit(f"unknown mode {name!r}; known: {', '.join(_MODES)}")
-    return Mode(label, name == "frozen", lambda groups: _MODES[name](groups, nr_cpus, dict(options)))
+    make = _installed if installed and name == "qosd" else _MODES[name]
+    return Mode(label, name == "frozen", lambda groups: make(groups, nr_cpus, dict(options)))
 
 
 Options = dict[str, str]
@@ -96,6 +99,10 @@ def _track(groups: Groups, nr_cpus: int, options: Options) -> Controller:
 
 def _qosd(groups: Groups, _nr_cpus: int, options: Options) -> Controller:
     return Daemon(groups, configured(options))
+
+
+def _installed(groups: Groups, _nr_cpus: int, options: Options) -> Controller:
+    return Installed(groups, options)
 
 
 _MODES: dict[str, Callable[[Groups, int, Options], Controller | None]] = {

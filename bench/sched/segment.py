@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import time
+from collections.abc import Iterator
 
 from bench.sched.groups import Groups
 from bench.sched.load import Hogs, Load, Programs, Request, Service
 from bench.sched.modes import Controller, Mode
 from qosd.procfs import HostCpu, parse_stat
+from qosd.response import Point
 
 _LEAD_SEC = 0.2
 _FIRST_TICKS = (0.0, 0.5, 1.0, 1.5)
@@ -22,6 +26,8 @@ class Experiment:
     warmup_sec: float
     slo_usec: int
     hogs: int
+    look_sec: float = 0.0
+    """How often to look on the way; never, unless told."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,50 +73,74 @@ class _Mark:
     work: int
     periods: int
     throttled: int
+    limit: float | None
 
 
-def run(programs: Programs, groups: Groups, mode: Mode, experiment: Experiment) -> Outcome:
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    outcome: Outcome
+    points: list[Point]
+    """The whole of it in steps, for an experiment that asks for them."""
+
+
+def run(programs: Programs, groups: Groups, mode: Mode, experiment: Experiment) -> Segment:
     groups.reset()
     load = experiment.load
-    hogs = Hogs(programs, groups, experiment.hogs)
-    start_ns = time.monotonic_ns() + round(_LEAD_SEC * 1e9)
-    service = Service(programs, groups, load, start_ns)
-    controller: Controller | None = None
-    try:
+    with contextlib.ExitStack() as stack:
+        controller = mode.apply(groups)
+        if controller is not None:
+            stack.callback(controller.close)
+        hogs = stack.enter_context(contextlib.closing(Hogs(programs, groups, experiment.hogs)))
         if mode.frozen:
             hogs.freeze()
-        controller = mode.apply(groups)
-        marks = _drive(groups, hogs, controller, start_ns, experiment)
+        start_ns = time.monotonic_ns() + round(_LEAD_SEC * 1e9)
+        service = stack.enter_context(contextlib.closing(Service(programs, groups, load, start_ns)))
+        marks, looks = _drive(groups, hogs, controller, start_ns, experiment)
         requests = service.requests()
-    finally:
-        service.close()
-        hogs.close()
-        if controller is not None:
-            controller.close()
+        if controller is None and (foreign := groups.foreign()):
+            raise RuntimeError(f"{mode.label}: somebody else wrote: {', '.join(foreign)}")
     writes = controller.writes if controller is not None else 0
     warm = [request for request in requests if request.intended >= experiment.warmup_sec * 1e9]
-    return _outcome(mode.label, warm, marks, writes, experiment)
+    return Segment(_outcome(mode.label, warm, marks, writes, experiment), list(_points(looks, start_ns)))
 
 
 def _drive(
     groups: Groups, hogs: Hogs, controller: Controller | None, start_ns: int, experiment: Experiment
-) -> tuple[_Mark, _Mark]:
-    """Tick the controller until the end; the state of the world after the warm-up and at the end."""
+) -> tuple[tuple[_Mark, _Mark], list[_Mark]]:
+    """Tick the controller until the end; how things stood after the warm-up, at the end, and on the way."""
+    marks: list[_Mark] = []
+    looks: list[_Mark] = []
+    for at, what in sorted(_due(experiment, controller)):
+        time.sleep(max((start_ns - time.monotonic_ns()) / 1e9 + at, 0))
+        if what == "tick" and controller is not None:
+            controller.tick()
+        elif what != "tick":
+            (marks if what == "mark" else looks).append(_mark(groups, hogs))
+    return (marks[0], marks[1]), looks
+
+
+def _due(experiment: Experiment, controller: Controller | None) -> list[tuple[float, str]]:
     duration = experiment.load.duration_ms / 1000
-    due: list[tuple[float, str]] = [(experiment.warmup_sec, "mark"), (duration, "mark")]
+    due = [(experiment.warmup_sec, "mark"), (duration, "mark")]
     if controller is not None:
         ticks = list(_FIRST_TICKS)
         while ticks[-1] + controller.interval < duration:
             ticks.append(ticks[-1] + controller.interval)
         due += [(at, "tick") for at in ticks]
-    marks = []
-    for at, what in sorted(due):
-        time.sleep(max((start_ns - time.monotonic_ns()) / 1e9 + at, 0))
-        if what == "mark":
-            marks.append(_mark(groups, hogs))
-        elif controller is not None:
-            controller.tick()
-    return marks[0], marks[1]
+    if experiment.look_sec:
+        due += [
+            (number * experiment.look_sec, "look") for number in range(int(duration / experiment.look_sec))
+        ]
+    return due
+
+
+def _points(looks: list[_Mark], start_ns: int) -> Iterator[Point]:
+    """Each at its end: what is said to have happened has happened by then."""
+    for before, after in itertools.pairwise(looks):
+        elapsed = (after.at_ns - before.at_ns) / 1000
+        ls, be = (after.ls - before.ls) / elapsed, (after.be - before.be) / elapsed
+        wrote = int(after.limit != before.limit)
+        yield Point((after.at_ns - start_ns) / 1e9, elapsed / 1e6, ls, ls, be, after.limit, wrote)
 
 
 def busy_pct(seconds: float) -> float:
@@ -133,7 +163,8 @@ def _mark(groups: Groups, hogs: Hogs) -> _Mark:
     ls, be = groups.ls.usage_usec(), groups.be.usage_usec()
     periods, throttled, _ = groups.be.throttled()
     now = time.monotonic_ns()
-    return _Mark(now, cpu.busy_usec, cpu.steal_usec, ls, be, hogs.work_usec(), periods, throttled)
+    work, limit = hogs.work_usec(), groups.be.limit()
+    return _Mark(now, cpu.busy_usec, cpu.steal_usec, ls, be, work, periods, throttled, limit)
 
 
 def _outcome(

@@ -49,7 +49,7 @@ def decide(
     shares = divide(sharing(config, now, allowance, budgets, limited), claims, split)
     shares = settle(shares, state.shares, sum(shares.values()), deadband)
     pool_of = {cgroup_id: budget for budget in budgets for cgroup_id in budget.ids}
-    desired = tuple(_desired(config, limited, shares, allowance, pool_of))
+    desired = (*_desired(config, limited, shares, allowance, pool_of), *_impossible(config, now, allowance))
     return State(shares, {claim.id: claim.demand for claim in claims}), desired
 
 
@@ -116,6 +116,17 @@ def _desired(
             text=(of_all if budget is None else _pool_text(workload, budget, share)) + allowance.reason.text,
         )
         yield from _with_burst(workload, CpuMax(quota, period), reason)
+
+
+def _impossible(config: Config, now: Snapshot, allowance: Allowance) -> Iterator[Desired]:
+    """Where the cpu controller is not on, the wish is shown as absent: silence would look like consent."""
+    period = int(config.cpu.bandwidth.period)
+    for workload in now.tier(Tier.BE):
+        if workload.setting("cpu.max") is None and is_limited(config, workload):
+            cores = min(_cap(config, workload, now.host.nr_cpus), allowance.cores or 0.0)
+            text = f"{workload.name} cannot be limited here: the cpu controller is not on for this cgroup"
+            limit = CpuMax(max(round(cores * period), _MIN_QUOTA_USEC), period)
+            yield Desired(workload.id, workload.path, workload.tier, limit, Reason(f"{RULE}/absent", text))
 
 
 def _with_burst(workload: Workload, limit: CpuMax, reason: Reason) -> Iterator[Desired]:

@@ -72,7 +72,7 @@ def decide(
     own = _own(config, now, of, state.own)
     taken = frozenset(cpu for cpus in own.values() for cpu in cpus)
     found: dict[CgroupId, tuple[str, ...]] = {}
-    desired = [*_own_desired(now, own, found, state), *_impossible(config, now, of)]
+    desired = [*_own_desired(config, now, own, found, state), *_impossible(config, now, of, taken)]
     masks: dict[str, Mask] = {}
     left = of.without(taken)
     region = _region(config, prev, now, (left, asked.apart), state.masks.get(_APART))
@@ -83,11 +83,12 @@ def decide(
         used = _use(prev, now, group)
         mask = _next(config.cpu.cpuset, now.monotonic_usec, group, (where, used), state.masks.get(group.name))
         masks[group.name] = mask
+        reason = _why(config.cpu.cpuset, group, mask, where)
         for workload in group.members:
             original = _original(workload, state)
             cpus = _within_original(mask.cpus, left, original)
             if region is None or not original or set(cpus) <= set(original):
-                desired.append(_want(workload, cpus, group.reason, found, state))
+                desired.append(_want(workload, cpus, reason, found, state))
     if region is not None:
         masks[_APART] = region
     return State(masks, own, found), tuple(desired)
@@ -115,7 +116,7 @@ def _own(
     config: Config, now: Snapshot, of: Layout, before: dict[CgroupId, tuple[int, ...]]
 ) -> dict[CgroupId, tuple[int, ...]]:
     """CPUs for each LS workload that asks, kept while they are online; at least one is left to others."""
-    counts = {rule.name: rule.cpus for rule in config.workload if rule.cpus is not None}
+    counts = _counts(config)
     asking = [w for w in _asking(config, now) if w.setting(FILE) is not None]
     own: dict[CgroupId, tuple[int, ...]] = {}
     for workload in sorted(asking, key=lambda each: (each.priority, each.path)):
@@ -132,32 +133,49 @@ def _own(
 
 
 def _own_desired(
+    config: Config,
     now: Snapshot,
     own: dict[CgroupId, tuple[int, ...]],
     found: dict[CgroupId, tuple[str, ...]],
     state: State,
 ) -> Iterator[Desired]:
-    for workload in now.tier(Tier.LS):
+    for workload in _asking(config, now):
         if workload.id in own:
+            count = _counts(config)[workload.name]
+            cpus = own[workload.id]
+            fewer = "" if len(cpus) >= count else f" ({count} do not fit here)"
             text = (
-                f"workload {workload.name} has CPUs {format_cpulist(own[workload.id])} to itself, by its"
-                " rule's `cpus`: whole cores, of one node where one is large enough; BE is kept off them"
+                f"workload {workload.name} has {_named(cpus)} to itself, by its rule's `cpus`{fewer}:"
+                " whole cores, of one node where one is large enough; BE is kept off them"
             )
             yield _want(workload, own[workload.id], Reason(f"{RULE}/own", text), found, state)
 
 
+def _named(cpus: tuple[int, ...]) -> str:
+    return f"CPU{'s' if len(cpus) > 1 else ''} {format_cpulist(cpus)}"
+
+
 def _asking(config: Config, now: Snapshot) -> list[Workload]:
-    names = {rule.name for rule in config.workload if rule.cpus is not None}
-    return [workload for workload in now.tier(Tier.LS) if workload.name in names]
+    counts = _counts(config)
+    return [workload for workload in now.tier(Tier.LS) if workload.name in counts]
 
 
-def _impossible(config: Config, now: Snapshot, of: Layout) -> Iterator[Desired]:
+def _counts(config: Config) -> dict[str, int]:
+    return {rule.name: rule.cpus for rule in config.workload if rule.cpus is not None}
+
+
+def _impossible(config: Config, now: Snapshot, of: Layout, taken: frozenset[int]) -> Iterator[Desired]:
     """Where the cpuset controller is not on, the wish is shown as absent: silence would look like consent."""
     for workload in _asking(config, now):
         if workload.setting(FILE) is None:
             text = "its rule's `cpus` cannot be: the cpuset controller is not on for this cgroup"
             setting = CpusetCpus(of.online)
             yield Desired(workload.id, workload.path, workload.tier, setting, Reason(f"{RULE}/own", text))
+    left = CpusetCpus(of.without(taken).online)
+    for workload in now.tier(Tier.BE) if taken else ():
+        if workload.setting(FILE) is None:
+            text = f"BE cannot be kept off {_named(tuple(sorted(taken)))}: its cpuset controller is off"
+            yield Desired(workload.id, workload.path, workload.tier, left, Reason(f"{RULE}/own", text))
 
 
 def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) -> Iterator[_Group]:
@@ -186,7 +204,7 @@ def _groups(config: Config, now: Snapshot, asked: Asked, taken: frozenset[int]) 
         reason = msgspec.structs.replace(asked.apart.reason, rule=f"{RULE}/ladder")
         yield _Group("rest", None, tuple(rest), reason)
     elif taken and rest:
-        text = f"BE is kept off CPUs {format_cpulist(tuple(taken))}, which LS workloads have to themselves"
+        text = f"BE is kept off {_named(tuple(sorted(taken)))}, which LS workloads have to themselves"
         yield _Group("rest", None, tuple(rest), Reason(f"{RULE}/own", text))
 
 
@@ -215,7 +233,7 @@ def _next(
 ) -> Mask:
     """Shrink at once, grow after the dwell time, move for a gain: a mask that flaps migrates for nothing."""
     of, used = where
-    count = len(of.online) if group.count is None else min(max(group.count, 1), len(of.online))
+    count = _count(group, of)
     if before is None:
         return Mask(choose(count, of), at, at)
     kept = tuple(cpu for cpu in before.cpus if cpu in of.online)
@@ -229,6 +247,20 @@ def _next(
     gain = cpuset.move_gain_pct / 100 if whole and len(kept) == count else 1.0
     cpus = choose(count, of._replace(busy=less_own(of.busy, kept, used or 0.0)), kept, gain)
     return msgspec.structs.replace(before, moved_usec=at) if cpus == before.cpus else Mask(cpus, at, at)
+
+
+def _count(group: _Group, of: Layout) -> int:
+    return len(of.online) if group.count is None else min(max(group.count, 1), len(of.online))
+
+
+def _why(cpuset: Cpuset, group: _Group, mask: Mask, of: Layout) -> Reason:
+    """Why the group is on so many CPUs; what it gets later is said."""
+    count, now = _count(group, of), len(mask.cpus)
+    if now >= count:
+        return group.reason
+    text = f"{group.reason.text}; that is worth {count} CPUs, but it keeps {now} until the dwell is over"
+    clamp = f"cpu.cpuset.dwell = {cpuset.dwell / 1e6:g} s on {now} of {count} CPUs"
+    return msgspec.structs.replace(group.reason, text=text, clamp=clamp)
 
 
 def _use(prev: Snapshot | None, now: Snapshot, group: _Group) -> float | None:

@@ -64,7 +64,8 @@ def explained(granted: Allowance, opened: tuple[WindowView, ...]) -> Allowance:
     if not opened:
         return granted
     said = "; ".join(
-        f"window {view.name} is open for {duration(view.left_minutes)}: {view.changes}" for view in opened
+        f"window {view.name} is open for {duration(view.left_minutes)} more: {view.changes}"
+        for view in opened
     )
     paused = any("paused" in view.changes for view in opened)
     reason = granted.reason

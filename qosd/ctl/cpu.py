@@ -22,7 +22,7 @@ def section(cpu: CpuView) -> Iterator[RenderableType]:
     for window in cpu.windows:
         zone = "" if window.zone == "localtime" else f" ({window.zone})"
         yield Text(
-            f"Window {window.name} is open for {duration(window.left_minutes)}{zone}: {window.changes}",
+            f"Window {window.name} is open for {duration(window.left_minutes)} more{zone}: {window.changes}",
             "bold",
         )
     if cpu.target is not None:

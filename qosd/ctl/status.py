@@ -87,7 +87,9 @@ def _facts(status: Status, now: float, width: int) -> RenderableType:
 def _allowed(status: Status, tier: TierStatus, text: str) -> Text:
     """What BE may use; where nothing holds it to that, the sum is only what the others leave."""
     be = {workload.cgroup_id for workload in status.workloads if workload.tier is Tier.BE}
-    held = any(each.cgroup_id in be and each.file in _LIMITS for each in status.settings)
+    held = any(
+        each.cgroup_id in be and each.file in _LIMITS and each.state != "absent" for each in status.settings
+    )
     sentence, colon, formula = text.partition(": ")
     if held or tier.cpu_allowance_cores is None:
         return Text.assemble((sentence, "bold blue"), f"{colon}{formula}")
@@ -190,8 +192,7 @@ def _settings(status: Status, width: int) -> Iterator[RenderableType]:
         yield Text("Settings: none; nothing on this host is changed")
         return
     in_force = sum(setting.original is not None for setting in status.settings)
-    plural = "setting" if in_force == 1 else "settings"
-    yield Text(f"{in_force} {plural} of qosd in force; what was before comes back when qosd stops", "bold")
+    yield Text(_in_force(in_force), "bold")
     table = screen.table("CGROUP", "FILE", "NOW", "BEFORE", "WHY")
     ranked = sorted(status.settings, key=lambda each: (each.state in _AS_WANTED, each.path, each.file))
     for setting in ranked[:_ROWS]:
@@ -204,6 +205,13 @@ def _settings(status: Status, width: int) -> Iterator[RenderableType]:
         )
     yield table
     yield from _and_more(ranked, "settings")
+
+
+def _in_force(count: int) -> str:
+    if not count:
+        return "Nothing is changed by qosd now; what it wants:"
+    plural = "setting" if count == 1 else "settings"
+    return f"{count} {plural} of qosd in force; what was before comes back when qosd stops"
 
 
 def _before(setting: SettingStatus) -> str:

@@ -16,7 +16,8 @@ from treekit import Box, cgroup_id, text_of
 
 from qosd import engine as engine_module
 from qosd import journal as journal_module
-from qosd.daemon import Daemon, Paths, changed_keys
+from qosd.changes import changed_keys
+from qosd.daemon import Daemon, Paths
 from qosd.errors import ConfigError
 from qosd.journal import FILE, read_boot_id
 from qosd.trigger import Armed
@@ -226,6 +227,23 @@ def test_changed_keys_name_every_leaf_that_differs() -> None:
     after = {"a": 1, "b": {"c": 3, "d": [2]}, "e": {"f": 1}}
 
     assert sorted(changed_keys(before, after)) == ["b.c: 2 -> 3", "b.d: [1] -> [2]"]
+
+
+def test_tables_with_names_are_compared_by_these() -> None:
+    before = {"workload": ({"name": "ls", "priority": 0}, {"name": "be", "priority": 0, "pool": None})}
+    after = {
+        "workload": ({"name": "be", "priority": 2, "pool": None}, {"name": "new", "tier": "be", "pool": None})
+    }
+
+    assert changed_keys(before, after) == [
+        "workload.ls: gone",
+        "workload.be.priority: 0 -> 2",
+        "workload.new: new, tier be",
+    ]
+    assert changed_keys({"window": ()}, {"window": ({"name": "night", "floor": 5.0},)}) == [
+        "window.night: new, floor 5.0"
+    ]
+    assert changed_keys({"uplinks": ()}, {"uplinks": ("eth0",)}) == ["uplinks: () -> ('eth0',)"]
 
 
 class Reported:

@@ -219,13 +219,32 @@ def test_an_inherited_cpuset_of_a_populated_group_widens_to_all_there_can_be_on_
     monkeypatch.setattr("qosd.journal.POSSIBLE_CPUS", str(tmp_path / "possible"))
     if possible is not None:
         (tmp_path / "possible").write_text(possible)
-    (loop.root / "cpuset.cpus.effective").write_text("0-2\n" if possible == "0-3\n" else "0-3\n")
+    online = "0-2\n" if possible == "0-3\n" else "0-3\n"
+    monkeypatch.setattr("qosd.journal.ONLINE_CPUS", str(tmp_path / "online"))
+    (tmp_path / "online").write_text(online)
+    (loop.root / "cpuset.cpus.effective").write_text(online)
     loop.tick(loop.want("be.slice", CpusetCpus((1,))))
 
     _, report = loop.tick()
 
     assert [done.result for done in report.restored] == ["widened"]
     assert text_of(loop.root / "be.slice/cpuset.cpus") == "0-3"
+
+
+def test_a_restored_mask_names_no_cpu_of_somebodys_partition(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel makes a partition invalid when a sibling's mask names its CPUs (seen on Linux 6.12)."""
+    for name in ("possible", "online"):
+        monkeypatch.setattr(f"qosd.journal.{name.upper()}_CPUS", str(tmp_path / name))
+        (tmp_path / name).write_text("0-3\n")
+    (loop.root / "cpuset.cpus.effective").write_text("0-2\n")
+    loop.tick(loop.want("be.slice", CpusetCpus((1,))))
+
+    _, report = loop.tick()
+
+    assert [done.result for done in report.restored] == ["widened"]
+    assert text_of(loop.root / "be.slice/cpuset.cpus") == "0-2"
 
 
 def test_an_inherited_cpuset_of_an_empty_group_is_inherited_again(loop: Loop) -> None:

@@ -7,12 +7,14 @@ import itertools
 
 import pytest
 
-from bench.sched import laws, report, stats
+from bench.sched import follow, installed, laws, report, stats
 from bench.sched.__main__ import shape
 from bench.sched.control import configured
+from bench.sched.load import Load
 from bench.sched.modes import STANDARD, parse
-from bench.sched.segment import Outcome
-from qosd.config import Config
+from bench.sched.segment import Experiment, Outcome, Segment
+from qosd.config import Config, decode
+from qosd.response import Edge, Point
 from qosd.schema.cpu import Enforce
 
 
@@ -94,3 +96,39 @@ def test_options_of_the_qosd_mode_reach_its_configuration() -> None:
     assert config.cpu.bandwidth.enforce is Enforce.NONE
     assert (config.cpu.bandwidth.period, config.interval) == (5_000, 100_000)
     assert configured({}) == Config()
+
+
+def test_the_same_options_say_the_same_to_the_installed_daemon() -> None:
+    options = {"enforce": "max", "X": "60", "period": "5", "interval": "500"}
+    assert decode(installed.toml(options)) == configured(options)
+    assert decode(installed.toml({})) == Config()
+
+
+def test_only_writes_of_limits_that_were_made_are_counted() -> None:
+    metrics = """# HELP qosd_writes Writes to interface files, by file and outcome.
+qosd_writes_total{file="cpu.max",outcome="written"} 3.0
+qosd_writes_total{file="cpu.max",outcome="refused"} 7.0
+qosd_writes_total{file="cpuset.cpus",outcome="reasserted"} 1.0
+qosd_writes_total{file="cpu.idle",outcome="written"} 1.0
+"""
+    assert installed.counted(metrics) == 4
+
+
+def test_the_edges_of_a_schedule_are_its_changes_that_last_to_the_end() -> None:
+    assert follow.edges("5000:20,5000:60", 19) == [Edge(5, 10, rise=True), Edge(10, 15, rise=False)]
+    assert follow.edges("1000:30", 60) == []
+
+
+def test_what_is_said_of_a_limit_that_followed_ls() -> None:
+    """Two CPUs, X = 95: BE may have 1.5 beside LS at 20 % and 0.7 beside 60; it is a second late."""
+    be = [1.5] * 5 + [1.5, 0.7, 0.7, 0.7, 0.7] + [0.7, 1.5, 1.5, 1.5, 1.5]
+    ls = [0.4] * 5 + [1.2] * 5 + [0.4] * 5
+    points = [Point(at + 1.0, 1.0, ls[at], ls[at], be[at], be[at], 0) for at in range(15)]
+    load = Load("5000:20,5000:60", 15_000, 2, 1, 2, 500)
+    measured = dataclasses.replace(outcome("qosd:enforce=max", 1, 0), writes=2)
+
+    text = follow.text(Segment(measured, points), Experiment(load, 1, 2000, 4, look_sec=1))
+
+    assert "2 writes of a limit (changes seen: 0), 8.0 a minute" in text
+    assert "BE kept 100 % of what X leaves" in text
+    assert "back at 90 % 2.00 s after it fell" in text

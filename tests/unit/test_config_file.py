@@ -33,6 +33,17 @@ def test_a_time_zone_that_this_host_does_not_know_is_refused_when_the_file_is_re
     assert read_config(str(path)).window[0].zone == "Europe/Paris"
 
 
+def test_a_host_without_any_time_zone_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoneinfo.available_timezones", set)
+    path = tmp_path / "qosd.toml"
+    path.write_text(WINDOW + 'zone = "Europe/Pari"')
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="nor any other: apt install tzdata"):
+        read_config(str(path))
+
+
 def test_a_file_only_root_can_write_is_read(tmp_path: Path) -> None:
     assert read_config(str(shipped_copy(tmp_path))) == Config()
 

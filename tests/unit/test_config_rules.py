@@ -194,3 +194,10 @@ def test_watermarks_that_contradict_each_other_are_refused(text: str, words: str
     rule = "[[workload]]\nname = 'be'\ntier = 'be'\nmatch = ['be.slice']\n"
 
     assert refusal(text.format(rule=rule)).startswith(words)
+
+
+def test_a_word_that_a_key_does_not_take_is_answered_with_those_it_does() -> None:
+    one_of = "cpu.bandwidth.enforce: must be one of 'max', 'cpuset', 'none', not 'a quota'"
+    assert refusal('[cpu.bandwidth]\nenforce = "a quota"') == one_of
+    days = WINDOW + '\ndays = ["mon", "tuesday"]'
+    assert refusal(days).startswith("window[0].days[1]: must be one of 'mon', 'tue', ")

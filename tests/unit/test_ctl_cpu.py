@@ -17,7 +17,7 @@ from qosd.ctl.explain import render as render_explanation
 from qosd.ctl.status import render
 
 SECTION = """\
-Window night is open for 7 h 05 min (Europe/Berlin): target 100 %
+Window night is open for 7 h 05 min more (Europe/Berlin): target 100 %
 POOL   TIER  PRIO  WORKLOADS  SIZE   USE    BAND  WHY
 front  LS       0          1  3.00  1.20  30-50%  load 40 % of 3.00 CPUs, band 30-50 %
 batch  BE       2          1  1.00  1.00  50-80%  load 100 % of 1.00 CPUs; held: be.slice

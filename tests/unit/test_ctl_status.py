@@ -57,6 +57,23 @@ def test_without_a_limit_it_does_not_claim_one() -> None:
     )
 
 
+def test_a_limit_that_cannot_be_set_is_not_claimed_either() -> None:
+    absent = tuple(
+        msgspec.structs.replace(each, state="absent", value=None, original=None)
+        if each.file == "cpu.max"
+        else each
+        for each in canned().settings
+    )
+
+    assert "Allowed  BE gets what nobody else wants" in shown(canned(settings=absent))
+
+
+def test_where_all_is_as_it_was_before_nothing_is_said_to_come_back() -> None:
+    same = tuple(msgspec.structs.replace(each, state="already", original=None) for each in canned().settings)
+
+    assert "Nothing is changed by qosd now; what it wants:" in shown(canned(settings=same))
+
+
 NETWORK = """\
 UPLINK  LINK      LS+SYSTEM   BE          BE MAY      DROPS  WHY
 eth0    1 Gbit/s  200 Mbit/s  300 Mbit/s  700 Mbit/s  8      the target less what LS and system use

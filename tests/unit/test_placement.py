@@ -277,6 +277,60 @@ def test_a_wish_for_cpus_without_the_controller_is_shown_and_costs_be_nothing() 
     assert "controller is not on" in wish.reason.text
 
 
+def test_be_that_cannot_be_kept_off_the_cpus_of_ls_is_said_to_be_on_them() -> None:
+    plant = Plant(OWN)
+    del plant.files["batch"]["cpuset.cpus"]
+    masks = plant.tick(ticks=3, web=1.0)
+
+    assert masks == {"web": "2-3,6-7", "batch": "0-1,4-5"}
+    reasons = [
+        wanted.reason.text for wanted in plant.decision.desired if wanted.setting.file == "cpuset.cpus"
+    ]
+    assert any("BE cannot be kept off CPUs 2-3,6-7:" in text for text in reasons)
+
+
+def reason_of(plant: Plant, file: str) -> str:
+    return next(wanted.reason.text for wanted in plant.decision.desired if wanted.setting.file == file)
+
+
+def test_a_wish_for_a_limit_without_the_controller_is_shown() -> None:
+    plant = Plant(TIERS.replace('match = ["batch"]', 'match = ["batch"]\ncpu_max_pct = 10'))
+    del plant.files["batch"]["cpu.max"]
+    plant.tick(ticks=3, web=1.0)
+
+    wish = next(wanted for wanted in plant.decision.desired if wanted.setting.file == "cpu.max")
+    assert governors_text(wish.setting) == "8000 10000"
+    assert "controller is not on" in wish.reason.text
+
+
+def test_where_nobody_asked_for_a_limit_none_is_missed() -> None:
+    plant = Plant(TIERS)
+    del plant.files["batch"]["cpu.max"]
+    plant.tick(ticks=3, web=1.0)
+
+    assert "cpu.max" not in {wanted.setting.file for wanted in plant.decision.desired}
+
+
+def test_a_wish_for_more_cpus_than_there_are_is_said_not_to_fit() -> None:
+    plant = Plant(OWN.replace("cpus = 3", "cpus = 64"))
+    masks = plant.tick(ticks=3, web=1.0)
+
+    assert len(parse_cpulist(masks["web"], "web")) == 7
+    assert "(64 do not fit here)" in reason_of(plant, "cpuset.cpus")
+
+
+def test_a_mask_smaller_than_the_allowance_says_what_it_waits_for() -> None:
+    plant = Plant(BY_MASK + TIERS)
+    plant.tick(ticks=3, web=5.5)
+    few = plant.tick(web=5.5)["batch"]
+    assert "dwell" not in reason_of(plant, "cpuset.cpus")
+
+    assert plant.tick(web=1.5)["batch"] == few
+    assert "worth 7 CPUs, but it keeps 3 until the dwell is over" in reason_of(plant, "cpuset.cpus")
+    plant.tick(ticks=6, web=1.5)
+    assert "dwell" not in reason_of(plant, "cpuset.cpus")
+
+
 def test_be_by_mask_keeps_off_cpus_of_ls_too() -> None:
     masks = Plant(BY_MASK + OWN).tick(ticks=3, web=0.5)
 

@@ -184,7 +184,7 @@ def test_the_allowance_is_that_of_the_window_and_says_so() -> None:
     assert day.allowance.cores == pytest.approx(4.0)
     assert night.allowance is not None
     assert night.allowance.cores == pytest.approx(7.2)
-    assert "window night is open for 7 h 00 min: target 90 %, floor 20 %" in night.allowance.reason.text
+    assert "window night is open for 7 h 00 min more: target 90 %, floor 20 %" in night.allowance.reason.text
     assert [view.name for view in night.cpu.windows] == ["night"]
 
 
