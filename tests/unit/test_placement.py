@@ -14,16 +14,7 @@ from qosd import governors
 from qosd.config import Config, decode
 from qosd.cpu import overrun
 from qosd.cpu.placement import Layout, choose, choose_cores
-from qosd.model import (
-    CgroupId,
-    CgroupSample,
-    CpusetCpus,
-    CpuStat,
-    HostSample,
-    Snapshot,
-    Topology,
-    Workload,
-)
+from qosd.model import CgroupId, CgroupSample, CpusetCpus, CpuStat, HostSample, Snapshot, Topology, Workload
 from qosd.topology import parse_cpulist, parse_topology
 
 # Two nodes of two cores of two threads, numbered as most firmware does: 0-3 and their siblings 4-7.
