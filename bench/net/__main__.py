@@ -28,7 +28,7 @@ _PARTS = {
 _IN_GUEST = 3
 """Rounds there, where all takes several times as long."""
 
-_OF_THE_CPU = ("ping", "yield")
+_OF_THE_CPU = ("rate", "ping", "yield")
 """What an emulated CPU is too slow for: in the guest these go by the instructions that it executes."""
 _ICOUNT = "shift=0"
 """An instruction in a nanosecond of the guest's time: the most that QEMU has, and less than a core does."""
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--vm", action="store_true", help="only over virtio NICs in the guest")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--kernel", default="6.12")
-    parser.add_argument("--icount", default=_ICOUNT, help="QEMU's -icount for ping and yield, or none")
+    parser.add_argument("--icount", default=_ICOUNT, help="QEMU's -icount for what goes by it, or none")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for the guest")
     parser.add_argument("--nics", nargs=2, help="two cards on one wire, to run here over the first")
     parser.add_argument("--busy", action="store_true", help="with --nics: let the CPU never be idle")
