@@ -230,15 +230,21 @@ def test_netlink_that_cannot_be_opened_is_said_once_and_tried_again(
     assert lab.root("u0").is_ours
 
 
+def _shape_and_die(lab: Lab) -> None:
+    rig = Rig(lab, Config(net=NET, workload=(BE,)))  # here, as its cgroups are to go with the lab
+    pid = os.fork()
+    if pid == 0:
+        rig.tick()
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    os.close(rig.root_fd)
+
+
 def test_restore_takes_off_what_a_killed_daemon_left(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = lab.dump()
-    pid = os.fork()
-    if pid == 0:
-        Rig(lab, Config(net=NET, workload=(BE,))).tick()
-        os.kill(os.getpid(), 9)
-    os.waitpid(pid, 0)
+    _shape_and_die(lab)
     assert lab.root("u0").is_ours
     assert main(["restore", "--runtime", str(tmp_path), "--cgroup-root", str(tmp_path)]) == 0
     assert "u0: our root qdisc is off; the kernel's default is back" in capsys.readouterr().err
@@ -247,11 +253,7 @@ def test_restore_takes_off_what_a_killed_daemon_left(
 
 def test_qosctl_restore_does_so_too_when_the_daemon_is_dead(lab: Lab, tmp_path: Path) -> None:
     before = lab.dump()
-    pid = os.fork()
-    if pid == 0:
-        Rig(lab, Config(net=NET, workload=(BE,))).tick()
-        os.kill(os.getpid(), 9)
-    os.waitpid(pid, 0)
+    _shape_and_die(lab)
     words = ["--socket", str(tmp_path / "none.sock"), "restore", "--cgroup-root", str(tmp_path)]
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0
